@@ -1,0 +1,201 @@
+//! The envelope: CloudEvents 1.0 in structured JSON, and the subjects under which events travel.
+//!
+//! An event's name is written once, as the serde name of its variant (`deployment.requested.v1`);
+//! subject and CloudEvents type are derived from it.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{Aggregate, Key, project, registry, route, stage};
+
+/// Every event of every aggregate. Read models match on it exhaustively.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    Project(project::Event),
+    Stage(stage::Event),
+    Route(route::Event),
+    Registry(registry::Event),
+}
+
+impl From<project::Event> for Event {
+    fn from(event: project::Event) -> Self {
+        Self::Project(event)
+    }
+}
+
+impl From<stage::Event> for Event {
+    fn from(event: stage::Event) -> Self {
+        Self::Stage(event)
+    }
+}
+
+impl From<route::Event> for Event {
+    fn from(event: route::Event) -> Self {
+        Self::Route(event)
+    }
+}
+
+impl From<registry::Event> for Event {
+    fn from(event: registry::Event) -> Self {
+        Self::Registry(event)
+    }
+}
+
+/// Who asked, and by which chain: the same for all events of one decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Context {
+    pub time: DateTime<Utc>,
+    /// `admin`, `deployer/local`, ...: who caused it, never a credential.
+    pub actor: String,
+    /// One chain from the first cause to the last effect.
+    #[serde(rename = "correlationid")]
+    pub correlation_id: Uuid,
+    /// The event that led to this one.
+    #[serde(rename = "causationid", default, skip_serializing_if = "Option::is_none")]
+    pub causation_id: Option<Uuid>,
+    /// The command that was decided: a command is carried out once.
+    #[serde(rename = "commandid")]
+    pub command_id: Uuid,
+    /// Hash of what was asked for under an `Idempotency-Key`, so that its reuse for something
+    /// else is noticed.
+    #[serde(rename = "commandhash", default, skip_serializing_if = "Option::is_none")]
+    pub command_hash: Option<String>,
+    #[serde(rename = "requestid", default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+/// An event as it stands in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// Position in EVENTS; grows without end, never reused.
+    pub sequence: u64,
+    pub id: Uuid,
+    /// The full subject it was stored under.
+    pub subject: String,
+    /// Key tokens of the aggregate, e.g. `["shop", "prod"]`.
+    pub key: Vec<String>,
+    /// The CloudEvents type, e.g. `dev.sluice.stage.deployment.requested.v1`.
+    pub kind: String,
+    pub context: Context,
+    pub event: Event,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire<E> {
+    specversion: String,
+    id: Uuid,
+    source: String,
+    subject: String,
+    datacontenttype: String,
+    #[serde(flatten)]
+    context: Context,
+    #[serde(flatten)]
+    event: E,
+}
+
+/// Why a stored message could not be read. A projector stops on it: an event is never skipped.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("subject {0} is not one of an aggregate of this version; upgrade sluice")]
+    UnknownSubject(String),
+    #[error("event {sequence} on {subject} cannot be decoded by this version; upgrade sluice")]
+    Undecodable { sequence: u64, subject: String, source: serde_json::Error },
+}
+
+/// The subject under which `event` of the aggregate `key` is stored.
+pub fn subject<A: Aggregate>(key: &Key<A>, event: &A::Event) -> Result<String, serde_json::Error> {
+    let name = stored_name(event)?;
+    // The version is part of the type, not of the subject: subscribers to a topic keep it.
+    let topic = name.rsplit_once(".v").map_or(name.as_str(), |(topic, _)| topic);
+    let prefix = key.prefix();
+    Ok(match A::subject_suffix(event) {
+        Some(suffix) => format!("{prefix}.{topic}.{suffix}"),
+        None => format!("{prefix}.{topic}"),
+    })
+}
+
+/// The stored form of `event`: subject and body.
+pub fn encode<A: Aggregate>(
+    key: &Key<A>,
+    event: &A::Event,
+    id: Uuid,
+    context: &Context,
+) -> Result<(String, Vec<u8>), serde_json::Error> {
+    let subject = subject(key, event)?;
+    let mut body = serde_json::to_value(Wire {
+        specversion: "1.0".into(),
+        id,
+        source: "/sluice".into(),
+        subject: format!("{}.{}", A::NAME, key.as_str()),
+        datacontenttype: "application/json".into(),
+        context: context.clone(),
+        event,
+    })?;
+    body["type"] = format!("dev.sluice.{}.{}", A::NAME, stored_name(event)?).into();
+    Ok((subject, serde_json::to_vec(&body)?))
+}
+
+/// Reads a stored event back. `sequence` is its position in EVENTS.
+pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, DecodeError> {
+    let mut tokens = subject.strip_prefix("sluice.events.").unwrap_or_default().split('.');
+    let (aggregate, rest) = (tokens.next().unwrap_or_default(), tokens);
+    match aggregate {
+        project::Project::NAME => decode_as::<project::Project>(sequence, subject, body, rest.take(1)),
+        stage::Stage::NAME => decode_as::<stage::Stage>(sequence, subject, body, rest.take(2)),
+        route::Host::NAME => decode_as::<route::Host>(sequence, subject, body, rest.take(1)),
+        registry::Registry::NAME => decode_as::<registry::Registry>(sequence, subject, body, rest.take(1)),
+        _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
+    }
+}
+
+fn decode_as<'a, A: Aggregate>(
+    sequence: u64,
+    subject: &str,
+    body: &[u8],
+    key: impl Iterator<Item = &'a str>,
+) -> Result<Recorded, DecodeError> {
+    let undecodable = |source| DecodeError::Undecodable { sequence, subject: subject.to_owned(), source };
+    let mut body: serde_json::Value = serde_json::from_slice(body).map_err(undecodable)?;
+    let kind = body["type"].as_str().unwrap_or_default().to_owned();
+    let name = kind.strip_prefix("dev.sluice.").and_then(|k| k.strip_prefix(A::NAME)).and_then(|k| k.strip_prefix('.'));
+    body["type"] = name.unwrap_or(&kind).into();
+    let wire: Wire<A::Event> = serde_json::from_value(body).map_err(undecodable)?;
+    Ok(Recorded {
+        sequence,
+        id: wire.id,
+        subject: subject.to_owned(),
+        key: key.map(str::to_owned).collect(),
+        kind,
+        context: wire.context,
+        event: wire.event.into(),
+    })
+}
+
+/// The serde name of the event's variant: every aggregate's `Event` is adjacently tagged by `type`.
+fn stored_name<E: Serialize>(event: &E) -> Result<String, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Tagged {
+        r#type: String,
+    }
+    let tagged = serde_json::to_value(event)?;
+    Ok(Tagged::deserialize(&tagged)?.r#type)
+}
+
+impl Recorded {
+    pub fn project(&self) -> Option<&str> {
+        match &self.event {
+            Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
+            Event::Route(_) | Event::Registry(_) => None,
+        }
+    }
+
+    pub fn stage(&self) -> Option<&str> {
+        match &self.event {
+            Event::Stage(_) => self.key.get(1).map(String::as_str),
+            Event::Project(_) | Event::Route(_) | Event::Registry(_) => None,
+        }
+    }
+}

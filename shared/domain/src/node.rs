@@ -1,0 +1,41 @@
+//! What the API asks the deployer of a node, by request and reply: only that one talks to Docker.
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::Image;
+
+/// Subject of a [`Resolve`] request; the reply is a [`Resolved`].
+pub fn resolve_subject(node: &str) -> String {
+    format!("sluice.node.{node}.resolve")
+}
+
+/// Subject of an empty request; the reply is a [`NodeHealth`].
+pub fn health_subject(node: &str) -> String {
+    format!("sluice.node.{node}.health")
+}
+
+/// Which bytes a reference means at this moment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resolve {
+    pub reference: String,
+}
+
+pub type Resolved = Result<Image, ResolveError>;
+
+/// Why a reference could not be resolved, in words for the person who gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ResolveError {
+    /// Stable, for scripts: `image_not_found`, `registry_unauthorized`, `registry_unreachable`,
+    /// `wrong_platform`, `engine_unavailable`, ...
+    pub code: String,
+    pub message: String,
+    pub hint: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeHealth {
+    /// The engine's version; none when it does not answer.
+    pub docker: Option<String>,
+    pub error: Option<String>,
+}

@@ -1,0 +1,368 @@
+//! What a stage does with a command.
+
+use super::{Event, Failure, Instance, Kind, Outcome, Queued, Rollout, Spec, Stage, Step, StepDone, next_step};
+use crate::{DeploymentId, settings::QueuePolicy};
+
+#[derive(Debug, Clone)]
+pub enum Command {
+    Request {
+        deployment: DeploymentId,
+        spec: Spec,
+        node: String,
+    },
+    Cancel {
+        deployment: DeploymentId,
+        reason: Option<String>,
+    },
+    Lock {
+        owner: String,
+        reason: String,
+    },
+    /// `force` takes the lock from another owner.
+    Unlock {
+        owner: String,
+        force: bool,
+    },
+    /// Takes no more deployments; what runs is removed by the deployment `removal`.
+    Archive {
+        removal: DeploymentId,
+    },
+    /// The stage was declared again.
+    Reopen,
+    /// A worker takes up the active deployment; from now on only its reports count.
+    Start {
+        deployment: DeploymentId,
+        worker: String,
+    },
+    Complete {
+        deployment: DeploymentId,
+        worker: String,
+        step: Step,
+        elapsed_ms: u64,
+        instances: Vec<Instance>,
+    },
+    Fail {
+        deployment: DeploymentId,
+        worker: String,
+        elapsed_ms: u64,
+        failure: Failure,
+    },
+    Observe {
+        deployment: DeploymentId,
+        instance: String,
+        observed: Observed,
+    },
+}
+
+/// What the engine said about a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    Started { address: Option<String> },
+    Exited { exit_code: i64 },
+    OomKilled,
+    HealthChanged { healthy: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("this stage is archived: declare it again with `sluice project apply` to deploy to it")]
+    Archived,
+    #[error("this stage is locked by {owner}: {reason} (`sluice unlock` lifts the lock)")]
+    Locked { owner: String, reason: String },
+    #[error(
+        "{waiting} deployments wait here already, the most there can be: cancel some, or let `queue: supersede` replace them"
+    )]
+    QueueFull { waiting: usize },
+    #[error("this stage has no such deployment: `sluice status` lists them")]
+    UnknownDeployment,
+    #[error("this deployment has already ended ({})", outcome_name(*.0))]
+    Ended(Outcome),
+    #[error(
+        "too late to cancel: the new release has taken over and only the old one's end is left; deploy the earlier image to go back"
+    )]
+    TooLate,
+    #[error("this stage is not locked")]
+    NotLocked,
+    #[error("the lock belongs to {owner}: add --force to take it from them")]
+    OthersLock { owner: String },
+    #[error("a lock needs an owner and a reason of 1 to 500 characters")]
+    BadLock,
+    #[error("another worker ({worker}) has taken over this deployment")]
+    Fenced { worker: String },
+    #[error("the rollout is not at this step (it is at {})", .expected.map_or("its end".to_owned(), |step| format!("{step:?}")))]
+    OutOfStep { expected: Option<Step> },
+}
+
+const MOST_WAITING: usize = 1000;
+
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded => "succeeded",
+        Outcome::Failed => "failed",
+        Outcome::RolledBack => "rolled back",
+        Outcome::Cancelled => "cancelled",
+        Outcome::Superseded => "superseded",
+    }
+}
+
+pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Rejection> {
+    match command {
+        Command::Request { deployment, spec, node } => request(stage, deployment, spec, node),
+        Command::Cancel { deployment, reason } => cancel(stage, deployment, reason),
+        Command::Lock { owner, reason } => lock(stage, owner, reason),
+        Command::Unlock { owner, force } => unlock(stage, owner, force),
+        Command::Archive { removal } => Ok(archive(stage, removal)),
+        Command::Reopen => Ok(if stage.archived { vec![Event::Reopened {}] } else { vec![] }),
+        Command::Start { deployment, worker } => start(stage, deployment, worker),
+        Command::Complete { deployment, worker, step, elapsed_ms, instances } => {
+            complete(stage, deployment, &worker, step, elapsed_ms, instances)
+        }
+        Command::Fail { deployment, worker, elapsed_ms, failure } => {
+            fail(stage, deployment, &worker, elapsed_ms, failure)
+        }
+        Command::Observe { deployment, instance, observed } => Ok(observe(stage, deployment, instance, observed)),
+    }
+}
+
+fn request(stage: &Stage, deployment: DeploymentId, spec: Spec, node: String) -> Result<Vec<Event>, Rejection> {
+    if stage.knows(deployment) {
+        return Ok(vec![]);
+    }
+    if stage.archived {
+        return Err(Rejection::Archived);
+    }
+    if let Some(lock) = &stage.lock {
+        return Err(Rejection::Locked { owner: lock.owner.clone(), reason: lock.reason.clone() });
+    }
+    let superseded: Vec<Event> = match spec.settings.queue {
+        QueuePolicy::Supersede => {
+            stage.queue.iter().map(|q| Event::Superseded { deployment: q.deployment, by: deployment }).collect()
+        }
+        QueuePolicy::Keep if stage.queue.len() >= MOST_WAITING => {
+            return Err(Rejection::QueueFull { waiting: stage.queue.len() });
+        }
+        QueuePolicy::Keep => vec![],
+    };
+    let mut events = vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec }];
+    events.extend(superseded);
+    if stage.active.is_none() {
+        events.push(Event::Dispatched { deployment, node });
+    }
+    Ok(events)
+}
+
+fn cancel(stage: &Stage, deployment: DeploymentId, reason: Option<String>) -> Result<Vec<Event>, Rejection> {
+    let Some(active) = stage.active.as_ref().filter(|active| active.deployment == deployment) else {
+        if stage.queue.iter().any(|queued| queued.deployment == deployment) {
+            return Ok(vec![Event::CancelRequested { deployment, reason }, Event::Cancelled { deployment }]);
+        }
+        return match stage.ended.iter().find(|ended| ended.deployment == deployment) {
+            Some(ended) if ended.outcome == Outcome::Cancelled => Ok(vec![]),
+            Some(ended) => Err(Rejection::Ended(ended.outcome)),
+            None => Err(Rejection::UnknownDeployment),
+        };
+    };
+    if active.backward() {
+        return Ok(vec![]);
+    }
+    if active.past_return() {
+        return Err(Rejection::TooLate);
+    }
+    Ok(stage.and_then_end(vec![Event::CancelRequested { deployment, reason }]))
+}
+
+fn lock(stage: &Stage, owner: String, reason: String) -> Result<Vec<Event>, Rejection> {
+    let good = |text: &str| (1..=500).contains(&text.trim().chars().count());
+    if !good(&owner) || !good(&reason) {
+        return Err(Rejection::BadLock);
+    }
+    match &stage.lock {
+        Some(lock) if lock.owner == owner && lock.reason == reason => Ok(vec![]),
+        Some(lock) if lock.owner != owner => {
+            Err(Rejection::Locked { owner: lock.owner.clone(), reason: lock.reason.clone() })
+        }
+        Some(_) | None => Ok(vec![Event::Locked { owner, reason }]),
+    }
+}
+
+fn unlock(stage: &Stage, owner: String, force: bool) -> Result<Vec<Event>, Rejection> {
+    match &stage.lock {
+        None => Err(Rejection::NotLocked),
+        Some(lock) if lock.owner != owner && !force => Err(Rejection::OthersLock { owner: lock.owner.clone() }),
+        Some(_) => Ok(vec![Event::Unlocked { owner }]),
+    }
+}
+
+/// Whatever is on its way is called off; what serves is removed by a deployment of its own.
+fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
+    if stage.archived || stage.knows(removal) {
+        return vec![];
+    }
+    let mut events = vec![Event::Archived {}];
+    events.extend(stage.queue.iter().map(|queued| Event::Cancelled { deployment: queued.deployment }));
+    let template = stage.current.as_ref().map(|release| (&release.spec, removal)).or_else(|| {
+        // Not yet serving, but about to: removed when it has ended, whichever way.
+        stage.active.as_ref().map(|active| (&active.spec, removal))
+    });
+    if let Some((spec, deployment)) = template {
+        let node = stage.node();
+        events.push(Event::Requested { deployment, kind: Kind::Removal, node: node.clone(), spec: spec.clone() });
+        if stage.active.is_none() {
+            events.push(Event::Dispatched { deployment, node });
+        }
+    }
+    match &stage.active {
+        Some(active) if !active.backward() && !active.past_return() => {
+            events.push(Event::CancelRequested {
+                deployment: active.deployment,
+                reason: Some("the stage was archived".into()),
+            });
+            stage.and_then_end(events)
+        }
+        Some(_) | None => events,
+    }
+}
+
+fn start(stage: &Stage, deployment: DeploymentId, worker: String) -> Result<Vec<Event>, Rejection> {
+    let active = stage.working_on(deployment)?;
+    if active.worker.as_ref() == Some(&worker) {
+        return Ok(vec![]);
+    }
+    Ok(stage.and_then_end(vec![Event::Started { deployment, worker }]))
+}
+
+fn complete(
+    stage: &Stage,
+    deployment: DeploymentId,
+    worker: &str,
+    step: Step,
+    elapsed_ms: u64,
+    instances: Vec<Instance>,
+) -> Result<Vec<Event>, Rejection> {
+    let active = stage.held_by(deployment, worker)?;
+    if active.done.contains(&step) {
+        return Ok(vec![]);
+    }
+    let expected = next_step(active);
+    if expected != Some(step) {
+        return Err(Rejection::OutOfStep { expected });
+    }
+    let done = StepDone { deployment, elapsed_ms, problem: None };
+    Ok(stage.and_then_end(vec![step_event(step, done, instances)]))
+}
+
+fn fail(
+    stage: &Stage,
+    deployment: DeploymentId,
+    worker: &str,
+    elapsed_ms: u64,
+    failure: Failure,
+) -> Result<Vec<Event>, Rejection> {
+    let active = stage.held_by(deployment, worker)?;
+    let expected = next_step(active);
+    if expected != Some(failure.step) {
+        return Err(Rejection::OutOfStep { expected });
+    }
+    let event = if active.reversible(failure.step) {
+        Event::StepFailed { deployment, elapsed_ms, failure }
+    } else {
+        let step = failure.step;
+        step_event(step, StepDone { deployment, elapsed_ms, problem: Some(failure) }, vec![])
+    };
+    Ok(stage.and_then_end(vec![event]))
+}
+
+fn observe(stage: &Stage, deployment: DeploymentId, instance: String, observed: Observed) -> Vec<Event> {
+    // Containers of deployments this stage no longer remembers say nothing worth keeping.
+    if !stage.knows(deployment) {
+        return vec![];
+    }
+    vec![match observed {
+        Observed::Started { address } => Event::InstanceStarted { deployment, instance, address },
+        Observed::Exited { exit_code } => Event::InstanceExited { deployment, instance, exit_code },
+        Observed::OomKilled => Event::InstanceOomKilled { deployment, instance },
+        Observed::HealthChanged { healthy } => Event::InstanceHealthChanged { deployment, instance, healthy },
+    }]
+}
+
+fn step_event(step: Step, done: StepDone, instances: Vec<Instance>) -> Event {
+    match step {
+        Step::Pull => Event::Pulled(done),
+        Step::Hold => Event::Held(done),
+        Step::Create => Event::Created { step: done, instances },
+        Step::AwaitHealthy => Event::Healthy(done),
+        Step::Switch => Event::Switched(done),
+        Step::Bake => Event::Baked(done),
+        Step::Drain => Event::Drained(done),
+        Step::Retire => Event::Retired(done),
+        Step::Rehold => Event::Reheld(done),
+        Step::Discard => Event::Discarded(done),
+        Step::Restore => Event::Restored(done),
+        Step::Revert => Event::Reverted(done),
+    }
+}
+
+impl Stage {
+    fn knows(&self, deployment: DeploymentId) -> bool {
+        self.active.iter().map(|active| active.deployment).any(|id| id == deployment)
+            || self.queue.iter().any(|queued| queued.deployment == deployment)
+            || self.current.as_ref().is_some_and(|current| current.deployment == deployment)
+            || self.ended.iter().any(|ended| ended.deployment == deployment)
+    }
+
+    fn working_on(&self, deployment: DeploymentId) -> Result<&Rollout, Rejection> {
+        match &self.active {
+            Some(active) if active.deployment == deployment => Ok(active),
+            Some(_) | None => match self.ended.iter().find(|ended| ended.deployment == deployment) {
+                Some(ended) => Err(Rejection::Ended(ended.outcome)),
+                None => Err(Rejection::UnknownDeployment),
+            },
+        }
+    }
+
+    fn held_by(&self, deployment: DeploymentId, worker: &str) -> Result<&Rollout, Rejection> {
+        let active = self.working_on(deployment)?;
+        match &active.worker {
+            Some(holder) if holder == worker => Ok(active),
+            Some(holder) => Err(Rejection::Fenced { worker: holder.clone() }),
+            None => Err(Rejection::Fenced { worker: "none yet".into() }),
+        }
+    }
+
+    /// Where the current release, or the one on its way, runs.
+    fn node(&self) -> String {
+        self.node.clone().unwrap_or_default()
+    }
+
+    /// Adds to `events`, which are about to happen, what follows from them at once: the outcome of a
+    /// rollout that has come to its end, and the dispatch of whoever waits behind it.
+    fn and_then_end(&self, mut events: Vec<Event>) -> Vec<Event> {
+        use crate::Aggregate as _;
+        let mut after = self.clone();
+        events.iter().for_each(|event| after.evolve(event));
+        let Some(active) = &after.active else { return events };
+        // A deployment that no worker has begun has had no effect: there is nothing to undo.
+        let over = if active.worker.is_none() { active.backward() } else { next_step(active).is_none() };
+        if over {
+            let outcome = outcome(active);
+            after.evolve(&outcome);
+            events.push(outcome);
+            if let Some(Queued { deployment, node, .. }) = after.queue.front() {
+                events.push(Event::Dispatched { deployment: *deployment, node: node.clone() });
+            }
+        }
+        events
+    }
+}
+
+fn outcome(rollout: &Rollout) -> Event {
+    let deployment = rollout.deployment;
+    match (&rollout.failure, rollout.cancelled, &rollout.previous) {
+        (None, false, _) => Event::Succeeded { deployment },
+        (_, true, _) => Event::Cancelled { deployment },
+        (Some(failure), false, Some(previous)) if rollout.done.contains(&Step::Revert) => {
+            Event::RolledBack { deployment, to: previous.deployment, failure: failure.clone() }
+        }
+        (Some(failure), false, _) => Event::Failed { deployment, failure: failure.clone() },
+    }
+}

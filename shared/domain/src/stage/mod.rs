@@ -1,0 +1,387 @@
+//! A stage: one release that serves, at most one deployment on its way, a queue behind it, a lock.
+//!
+//! "One at a time", the queue and the lock are decided here and nowhere else.
+
+mod decide;
+pub mod rollout;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use decide::{Command, Rejection};
+pub use rollout::{Rollout, Step, next_step};
+
+use crate::{Aggregate, DeploymentId, Key, Slug, image::Image, settings::StageSettings};
+
+/// Names reflect the stored format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data")]
+pub enum Event {
+    /// Accepted; carries everything that is needed to work on it, or to judge it years later.
+    #[serde(rename = "deployment.requested.v1")]
+    Requested { deployment: DeploymentId, kind: Kind, node: String, spec: Spec },
+    /// A newer request took its place before its turn came.
+    #[serde(rename = "deployment.superseded.v1")]
+    Superseded { deployment: DeploymentId, by: DeploymentId },
+    /// Its turn has come. The server copies this event into the node's work queue.
+    #[serde(rename = "deployment.dispatched.v1")]
+    Dispatched { deployment: DeploymentId, node: String },
+    /// A worker took it up: for the first time, or after another was lost.
+    #[serde(rename = "deployment.started.v1")]
+    Started { deployment: DeploymentId, worker: String },
+    #[serde(rename = "deployment.pulled.v1")]
+    Pulled(StepDone),
+    #[serde(rename = "deployment.held.v1")]
+    Held(StepDone),
+    #[serde(rename = "deployment.created.v1")]
+    Created {
+        #[serde(flatten)]
+        step: StepDone,
+        instances: Vec<Instance>,
+    },
+    #[serde(rename = "deployment.healthy.v1")]
+    Healthy(StepDone),
+    #[serde(rename = "deployment.switched.v1")]
+    Switched(StepDone),
+    #[serde(rename = "deployment.baked.v1")]
+    Baked(StepDone),
+    #[serde(rename = "deployment.drained.v1")]
+    Drained(StepDone),
+    #[serde(rename = "deployment.retired.v1")]
+    Retired(StepDone),
+    /// The rollout turns back; the undoing steps follow.
+    #[serde(rename = "deployment.step_failed.v1")]
+    StepFailed { deployment: DeploymentId, elapsed_ms: u64, failure: Failure },
+    #[serde(rename = "deployment.cancel_requested.v1")]
+    CancelRequested { deployment: DeploymentId, reason: Option<String> },
+    #[serde(rename = "deployment.reheld.v1")]
+    Reheld(StepDone),
+    #[serde(rename = "deployment.discarded.v1")]
+    Discarded(StepDone),
+    #[serde(rename = "deployment.restored.v1")]
+    Restored(StepDone),
+    #[serde(rename = "deployment.reverted.v1")]
+    Reverted(StepDone),
+    #[serde(rename = "deployment.succeeded.v1")]
+    Succeeded { deployment: DeploymentId },
+    /// The new release never served; what served before serves on.
+    #[serde(rename = "deployment.failed.v1")]
+    Failed { deployment: DeploymentId, failure: Failure },
+    /// The new release had taken over, or the old one had stopped; the old one serves again.
+    #[serde(rename = "deployment.rolled_back.v1")]
+    RolledBack { deployment: DeploymentId, to: DeploymentId, failure: Failure },
+    #[serde(rename = "deployment.cancelled.v1")]
+    Cancelled { deployment: DeploymentId },
+    #[serde(rename = "lock.acquired.v1")]
+    Locked { owner: String, reason: String },
+    #[serde(rename = "lock.released.v1")]
+    Unlocked { owner: String },
+    #[serde(rename = "instance.started.v1")]
+    InstanceStarted { deployment: DeploymentId, instance: String, address: Option<String> },
+    #[serde(rename = "instance.exited.v1")]
+    InstanceExited { deployment: DeploymentId, instance: String, exit_code: i64 },
+    #[serde(rename = "instance.oom_killed.v1")]
+    InstanceOomKilled { deployment: DeploymentId, instance: String },
+    #[serde(rename = "instance.health_changed.v1")]
+    InstanceHealthChanged { deployment: DeploymentId, instance: String, healthy: bool },
+    /// No more deployments; what runs is removed.
+    #[serde(rename = "archived.v1")]
+    Archived {},
+    /// Declared again after it was archived.
+    #[serde(rename = "reopened.v1")]
+    Reopened {},
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Puts a release on the stage.
+    Release,
+    /// Takes the last release off an archived stage.
+    Removal,
+}
+
+/// What runs: the image by digest, under the settings of the moment of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Spec {
+    pub image: Image,
+    pub settings: StageSettings,
+}
+
+/// A container of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Instance {
+    /// Container name, unique on its node.
+    pub name: String,
+    /// The engine's id.
+    pub container: String,
+    /// `ip:port` at which the edge reaches it; none where the stage has no port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// A step was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepDone {
+    pub deployment: DeploymentId,
+    pub elapsed_ms: u64,
+    /// Trouble that could not stop a step which has no way back, e.g. an old container that would
+    /// not be removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Failure>,
+}
+
+/// Why a step did not succeed, in words for the person who has to act.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Failure {
+    pub step: Step,
+    /// Stable, for scripts: `image_not_found`, `unhealthy`, `exited`, `deadline`, ...
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+    /// The container's last lines, where there was one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+}
+
+/// A release that serves, or served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    pub deployment: DeploymentId,
+    pub spec: Spec,
+    pub instances: Vec<Instance>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    pub owner: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    pub deployment: DeploymentId,
+    pub kind: Kind,
+    pub node: String,
+    pub spec: Spec,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Succeeded,
+    Failed,
+    RolledBack,
+    Cancelled,
+    Superseded,
+}
+
+/// How a deployment ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub deployment: DeploymentId,
+    pub outcome: Outcome,
+}
+
+/// Endings that are remembered, for idempotence and clear answers; older ones are in the log.
+const HISTORY: usize = 100;
+/// Earlier releases that are remembered: more than any retention policy keeps.
+const RELEASES: usize = 60;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stage {
+    pub archived: bool,
+    pub lock: Option<Lock>,
+    /// What serves. During a rollout, still the old release: see [`Rollout::instances`] for the new.
+    pub current: Option<Release>,
+    pub active: Option<Rollout>,
+    /// In order of request.
+    pub queue: VecDeque<Queued>,
+    /// Releases that served before the current one, newest first.
+    pub earlier: VecDeque<Release>,
+    /// Newest first.
+    pub ended: VecDeque<Ended>,
+    /// The node of the last request.
+    node: Option<String>,
+}
+
+/// What should exist on the node for a deployment's containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Running,
+    /// Stopped, to go back to.
+    Stopped,
+    /// A rollout is at work on it; whoever runs that decides.
+    InProgress,
+    Nothing,
+}
+
+impl Key<Stage> {
+    pub fn stage(project: &Slug, stage: &Slug) -> Self {
+        Key::new(format!("{project}.{stage}"))
+    }
+}
+
+impl Stage {
+    /// Deployments whose stopped containers and images the retention policy keeps, newest first.
+    pub fn kept(&self) -> impl Iterator<Item = &Release> {
+        let keep = self.current.as_ref().map_or(0, |current| usize::from(current.spec.settings.keep));
+        self.earlier.iter().take(keep)
+    }
+
+    /// What the node should hold for `deployment`; anything else that carries its label is an orphan.
+    pub fn keeps(&self, deployment: DeploymentId) -> Keep {
+        if self.active.as_ref().is_some_and(|active| active.deployment == deployment) {
+            return Keep::InProgress;
+        }
+        if self.current.as_ref().is_some_and(|current| current.deployment == deployment) {
+            // A rollout may be stopping or restoring the current release at this moment.
+            return if self.active.is_some() { Keep::InProgress } else { Keep::Running };
+        }
+        if self.kept().any(|release| release.deployment == deployment) { Keep::Stopped } else { Keep::Nothing }
+    }
+
+    fn end(&mut self, deployment: DeploymentId, outcome: Outcome) {
+        self.queue.retain(|queued| queued.deployment != deployment);
+        self.ended.push_front(Ended { deployment, outcome });
+        self.ended.truncate(HISTORY);
+    }
+
+    fn take_active(&mut self, deployment: DeploymentId) -> Option<Rollout> {
+        self.active.take_if(|active| active.deployment == deployment)
+    }
+
+    fn active(&mut self, deployment: DeploymentId) -> Option<&mut Rollout> {
+        self.active.as_mut().filter(|active| active.deployment == deployment)
+    }
+
+    fn done(&mut self, step: Step, done: &StepDone) {
+        if let Some(active) = self.active(done.deployment) {
+            active.done.push(step);
+        }
+    }
+
+    fn succeed(&mut self, deployment: DeploymentId) {
+        let Some(rollout) = self.take_active(deployment) else { return };
+        if let Some(previous) = self.current.take() {
+            self.earlier.push_front(previous);
+            self.earlier.truncate(RELEASES);
+        }
+        match rollout.kind {
+            Kind::Release => {
+                self.current = Some(Release { deployment, spec: rollout.spec, instances: rollout.instances });
+            }
+            // Nothing of an archived stage is kept.
+            Kind::Removal => self.earlier.clear(),
+        }
+    }
+}
+
+impl Aggregate for Stage {
+    const NAME: &'static str = "stage";
+    type Event = Event;
+    type Command = Command;
+    type Rejection = Rejection;
+
+    fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
+        decide::decide(self, command)
+    }
+
+    fn subject_suffix(event: &Event) -> Option<&str> {
+        // Only a dispatch names its node: the server's routing depends on it.
+        if let Event::Dispatched { node, .. } = event { Some(node) } else { None }
+    }
+
+    fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::Requested { deployment, kind, node, spec } => {
+                self.node = Some(node.clone());
+                self.queue.push_back(Queued {
+                    deployment: *deployment,
+                    kind: *kind,
+                    node: node.clone(),
+                    spec: spec.clone(),
+                });
+            }
+            Event::Superseded { deployment, .. } => self.end(*deployment, Outcome::Superseded),
+            Event::Dispatched { deployment, .. } => {
+                if let Some(at) = self.queue.iter().position(|queued| queued.deployment == *deployment)
+                    && let Some(queued) = self.queue.remove(at)
+                {
+                    self.active = Some(Rollout::new(*deployment, queued.kind, queued.spec, self.current.clone()));
+                }
+            }
+            Event::Started { deployment, worker } => {
+                if let Some(active) = self.active(*deployment) {
+                    active.worker = Some(worker.clone());
+                }
+            }
+            Event::Pulled(done) => self.done(Step::Pull, done),
+            Event::Held(done) => self.done(Step::Hold, done),
+            Event::Created { step, instances } => {
+                self.done(Step::Create, step);
+                if let Some(active) = self.active(step.deployment) {
+                    active.instances.clone_from(instances);
+                }
+            }
+            Event::Healthy(done) => self.done(Step::AwaitHealthy, done),
+            Event::Switched(done) => self.done(Step::Switch, done),
+            Event::Baked(done) => self.done(Step::Bake, done),
+            Event::Drained(done) => self.done(Step::Drain, done),
+            Event::Retired(done) => self.done(Step::Retire, done),
+            Event::Reheld(done) => self.done(Step::Rehold, done),
+            Event::Discarded(done) => self.done(Step::Discard, done),
+            Event::Restored(done) => self.done(Step::Restore, done),
+            Event::Reverted(done) => self.done(Step::Revert, done),
+            Event::StepFailed { deployment, failure, .. } => {
+                if let Some(active) = self.active(*deployment) {
+                    active.failure = Some(failure.clone());
+                }
+            }
+            Event::CancelRequested { deployment, .. } => {
+                if let Some(active) = self.active(*deployment) {
+                    active.cancelled = true;
+                }
+            }
+            Event::Succeeded { deployment } => {
+                self.succeed(*deployment);
+                self.end(*deployment, Outcome::Succeeded);
+            }
+            Event::Failed { deployment, .. } => {
+                self.take_active(*deployment);
+                self.end(*deployment, Outcome::Failed);
+            }
+            Event::RolledBack { deployment, .. } => {
+                self.take_active(*deployment);
+                self.end(*deployment, Outcome::RolledBack);
+            }
+            Event::Cancelled { deployment } => {
+                self.take_active(*deployment);
+                self.end(*deployment, Outcome::Cancelled);
+            }
+            Event::Locked { owner, reason } => {
+                self.lock = Some(Lock { owner: owner.clone(), reason: reason.clone() });
+            }
+            Event::Unlocked { .. } => self.lock = None,
+            Event::InstanceStarted { instance, address, .. } => {
+                let known = self.current.iter_mut().flat_map(|release| &mut release.instances);
+                // A rollout's own picture of the old release must not go stale either.
+                let previous = self.active.iter_mut().flat_map(|active| {
+                    active.previous.iter_mut().flat_map(|release| &mut release.instances).chain(&mut active.instances)
+                });
+                for known in known.chain(previous).filter(|known| known.name == *instance) {
+                    known.address.clone_from(address);
+                }
+            }
+            Event::InstanceExited { .. } | Event::InstanceOomKilled { .. } | Event::InstanceHealthChanged { .. } => {}
+            Event::Archived {} => self.archived = true,
+            Event::Reopened {} => self.archived = false,
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The stored form of events is for ever: a fixture of every event type ever written lies in
+//! `fixtures/`, and all of them must read. Fixtures are added, never changed: for a new event,
+//! run this test once with `NEW_FIXTURES=1`.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use chrono::DateTime;
+use domain::{
+    Aggregate, Context, DeploymentId, Key, Recorded, Slug, decode, encode,
+    image::{Image, Source},
+    project::{self, Project},
+    registry::{self, Registry},
+    route::{self, Host},
+    settings::{RouteSettings, StageSettings},
+    stage::{self, Failure, Instance, Kind, Spec, Stage, Step, StepDone},
+};
+use uuid::Uuid;
+
+fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+fn slug(text: &str) -> Slug {
+    text.parse().expect("a good name")
+}
+
+fn context() -> Context {
+    Context {
+        time: DateTime::from_timestamp(1_800_000_000, 123_456_000).expect("in range"),
+        actor: "admin".into(),
+        correlation_id: Uuid::from_u128(1),
+        causation_id: Some(Uuid::from_u128(2)),
+        command_id: Uuid::from_u128(3),
+        command_hash: None,
+        request_id: Some("req-1".into()),
+        traceparent: None,
+    }
+}
+
+fn stored<A: Aggregate>(key: &Key<A>, event: &A::Event) -> (String, serde_json::Value) {
+    let (subject, body) = encode(key, event, Uuid::from_u128(4), &context()).expect("encodes");
+    (subject, serde_json::from_slice(&body).expect("is JSON"))
+}
+
+fn samples() -> Vec<(String, serde_json::Value)> {
+    let settings = StageSettings {
+        route: Some(RouteSettings { host: "shop.example.com".into(), path: "/".into() }),
+        ..StageSettings::default()
+    };
+    let project = {
+        use project::Event::*;
+        let (stage, settings) = (slug("prod"), settings.clone());
+        let all = [
+            Created { name: "Shop".into() },
+            Renamed { name: "The Shop".into() },
+            Archived {},
+            StageAdded { stage: stage.clone(), settings: settings.clone() },
+            StageChanged { stage: stage.clone(), settings },
+            StageArchived { stage },
+        ];
+        all.map(|e| stored(&Key::<Project>::project(&slug("shop")), &e)).to_vec()
+    };
+    let route = {
+        let (path, project, stage) = ("/".to_owned(), slug("shop"), slug("prod"));
+        let claimed = route::Event::Claimed { path: path.clone(), project: project.clone(), stage: stage.clone() };
+        let all = [claimed, route::Event::Released { path, project, stage }];
+        all.map(|e| stored(&Key::<Host>::host("shop.example.com"), &e)).to_vec()
+    };
+    let registry = {
+        let host = "registry.example.com:5000".to_owned();
+        let key = Key::<Registry>::registry(&host).expect("a registry");
+        let set = registry::Event::CredentialsSet {
+            host: host.clone(),
+            username: "ci".into(),
+            secret: key.secret(),
+            version: 7,
+        };
+        [set, registry::Event::CredentialsRemoved { host }].map(|e| stored(&key, &e)).to_vec()
+    };
+    let stage = {
+        use stage::Event::*;
+        let deployment = DeploymentId(Uuid::from_u128(10));
+        let done = || StepDone { deployment, elapsed_ms: 42, problem: None };
+        let failure = Failure {
+            step: Step::AwaitHealthy,
+            code: "unhealthy".into(),
+            message: "GET /healthz answered 500".into(),
+            hint: "look at the container's log".into(),
+            log: vec!["listening".into()],
+        };
+        let image = Image {
+            requested: "registry.example.com/shop:v2".into(),
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            source: Source::Registry,
+        };
+        let instance = "shop-prod-0000000a-1".to_owned();
+        let container =
+            Instance { name: instance.clone(), container: "c0ffee".into(), address: Some("172.18.0.2:8080".into()) };
+        let late = StepDone { problem: Some(Failure { step: Step::Retire, ..failure.clone() }), ..done() };
+        let all = vec![
+            Requested { deployment, kind: Kind::Release, node: "local".into(), spec: Spec { image, settings } },
+            Superseded { deployment, by: DeploymentId(Uuid::from_u128(11)) },
+            Dispatched { deployment, node: "local".into() },
+            Started { deployment, worker: "local-1".into() },
+            Pulled(done()),
+            Held(done()),
+            Created { step: done(), instances: vec![container] },
+            Healthy(done()),
+            Switched(done()),
+            Baked(done()),
+            Drained(done()),
+            Retired(late),
+            StepFailed { deployment, elapsed_ms: 42, failure: failure.clone() },
+            CancelRequested { deployment, reason: Some("wrong tag".into()) },
+            Reheld(done()),
+            Discarded(done()),
+            Restored(done()),
+            Reverted(done()),
+            Succeeded { deployment },
+            Failed { deployment, failure: failure.clone() },
+            RolledBack { deployment, to: DeploymentId(Uuid::from_u128(9)), failure },
+            Cancelled { deployment },
+            Locked { owner: "ann".into(), reason: "freeze".into() },
+            Unlocked { owner: "ann".into() },
+            InstanceStarted { deployment, instance: instance.clone(), address: Some("172.18.0.3:8080".into()) },
+            InstanceExited { deployment, instance: instance.clone(), exit_code: 137 },
+            InstanceOomKilled { deployment, instance: instance.clone() },
+            InstanceHealthChanged { deployment, instance, healthy: false },
+            Archived {},
+            Reopened {},
+        ];
+        all.iter().map(|e| stored(&Key::<Stage>::stage(&slug("shop"), &slug("prod")), e)).collect::<Vec<_>>()
+    };
+    [project, route, registry, stage].concat()
+}
+
+/// The names in the source: what [`samples`] must cover.
+fn declared() -> BTreeSet<String> {
+    let sources = [
+        ("project", include_str!("../src/project.rs")),
+        ("stage", include_str!("../src/stage/mod.rs")),
+        ("route", include_str!("../src/route.rs")),
+        ("registry", include_str!("../src/registry.rs")),
+    ];
+    let names = |aggregate: &'static str, text: &'static str| {
+        text.lines()
+            .filter_map(|line| line.trim().strip_prefix("#[serde(rename = \"")?.strip_suffix("\")]"))
+            .filter(|name| name.rsplit_once(".v").is_some_and(|(_, version)| version.parse::<u32>().is_ok()))
+            .map(move |name| format!("dev.sluice.{aggregate}.{name}"))
+    };
+    sources.into_iter().flat_map(|(aggregate, text)| names(aggregate, text)).collect()
+}
+
+#[test]
+fn every_declared_event_has_a_fixture() {
+    let mut sampled = BTreeSet::new();
+    for (subject, body) in samples() {
+        let kind = body["type"].as_str().expect("typed").to_owned();
+        let path = dir().join(format!("{kind}.json"));
+        if !path.exists() && std::env::var("NEW_FIXTURES").is_ok() {
+            fs::create_dir_all(dir()).expect("a directory");
+            let fixture = serde_json::json!({ "subject": subject, "body": body });
+            fs::write(&path, format!("{fixture:#}\n")).expect("written");
+        }
+        assert!(path.exists(), "no fixture for {kind}: run with NEW_FIXTURES=1 and commit it");
+        sampled.insert(kind);
+    }
+    assert_eq!(sampled, declared(), "samples() must build every event that is declared");
+}
+
+#[test]
+fn every_fixture_reads_and_says_the_same_when_stored_again() {
+    let mut read = 0;
+    for entry in fs::read_dir(dir()).expect("fixtures") {
+        let path = entry.expect("readable").path();
+        let fixture: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("is JSON");
+        let subject = fixture["subject"].as_str().expect("a subject");
+        let body = serde_json::to_vec(&fixture["body"]).expect("encodes");
+        let recorded = decode(7, subject, &body).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(recorded.context, context(), "{}", path.display());
+        assert_eq!(restored(&recorded), (subject.to_owned(), fixture["body"].clone()), "{}", path.display());
+        read += 1;
+    }
+    assert!(read >= declared().len());
+}
+
+fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
+    let [first, rest @ ..] = recorded.key.as_slice() else { panic!("no key") };
+    match &recorded.event {
+        domain::Event::Project(event) => stored(&Key::<Project>::project(&slug(first)), event),
+        domain::Event::Stage(event) => stored(&Key::<Stage>::stage(&slug(first), &slug(&rest[0])), event),
+        domain::Event::Route(event) => stored(&Key::<Host>::host(&first.replace('_', ".")), event),
+        domain::Event::Registry(event) => {
+            stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
+        }
+    }
+}
+
+#[test]
+fn the_dispatch_names_its_node_in_the_subject_and_nothing_else_does() {
+    for (subject, body) in samples() {
+        let kind = body["type"].as_str().expect("typed");
+        assert_eq!(subject.ends_with(".local"), kind.contains("dispatched"), "{subject}");
+    }
+}
+
+#[test]
+fn an_unknown_event_or_subject_is_an_error_that_names_it() {
+    let (subject, mut body) = samples().remove(0);
+    body["type"] = "dev.sluice.project.exploded.v1".into();
+    let error = decode(12, &subject, &serde_json::to_vec(&body).expect("encodes")).expect_err("unknown event");
+    assert!(error.to_string().contains("12") && error.to_string().contains(&subject), "{error}");
+    assert!(decode(1, "sluice.events.planet.x.created", b"{}").is_err());
+    assert!(decode(1, "elsewhere", b"{}").is_err());
+}
