@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use decide::{Command, Rejection};
+pub use decide::{Command, Observed, Rejection};
 pub use rollout::{Rollout, Step, next_step};
 
 use crate::{Aggregate, DeploymentId, Key, Slug, image::Image, settings::StageSettings};

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::{decide::Observed, *};
+use super::*;
 use crate::{
     Span,
     image::Source,

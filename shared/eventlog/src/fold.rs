@@ -1,0 +1,157 @@
+//! Aggregates folded from their events, and the cache of them.
+
+use std::{any::Any, collections::VecDeque, num::NonZeroUsize, sync::Arc};
+
+use domain::{Aggregate, Context, DecodeError, Key};
+use lru::LruCache;
+use serde::Deserialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{EventLog, aggregate::PATIENCE, error::Error, nats::EVENTS};
+
+/// Aggregates kept in memory; one that was dropped is folded from its first event again.
+const CACHED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// Commands an aggregate remembers. A repetition comes soon after the first, or never.
+const REMEMBERED: usize = 1000;
+
+pub(crate) struct Cache(LruCache<String, Arc<dyn Any + Send + Sync>>);
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self(LruCache::new(CACHED))
+    }
+}
+
+/// An aggregate as it stood at one point of the log.
+#[derive(Debug, Clone)]
+pub struct Loaded<A> {
+    pub state: A,
+    /// Position of its last event; 0 when nothing ever happened to it.
+    pub version: u64,
+    commands: VecDeque<Seen>,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    command: Uuid,
+    hash: Option<String>,
+    /// Of the command's last event.
+    sequence: u64,
+}
+
+/// What the aggregate knows of a command.
+pub(crate) enum Known {
+    New,
+    Done {
+        sequence: u64,
+    },
+    /// The same id was given to something else.
+    Reused,
+}
+
+/// The part of the envelope that folding needs.
+#[derive(Deserialize)]
+struct Envelope {
+    commandid: Uuid,
+    #[serde(default)]
+    commandhash: Option<String>,
+}
+
+impl<A: Aggregate> Loaded<A> {
+    fn new() -> Self {
+        Self { state: A::default(), version: 0, commands: VecDeque::new() }
+    }
+
+    pub(crate) fn knows(&self, context: &Context) -> Known {
+        match self.commands.iter().find(|seen| seen.command == context.command_id) {
+            None => Known::New,
+            Some(seen) if seen.hash == context.command_hash => Known::Done { sequence: seen.sequence },
+            Some(_) => Known::Reused,
+        }
+    }
+
+    fn apply(&mut self, sequence: u64, subject: &str, body: &[u8]) -> Result<(), Error> {
+        let (envelope, event) = decode::<A>(body).map_err(|source| DecodeError::Undecodable {
+            sequence,
+            subject: subject.to_owned(),
+            source,
+        })?;
+        self.state.evolve(&event);
+        self.version = sequence;
+        // All events of one decision stand side by side.
+        if let Some(seen) = self.commands.back_mut().filter(|seen| seen.command == envelope.commandid) {
+            seen.sequence = sequence;
+        } else {
+            self.commands.push_back(Seen { command: envelope.commandid, hash: envelope.commandhash, sequence });
+        }
+        if self.commands.len() > REMEMBERED {
+            self.commands.pop_front();
+        }
+        Ok(())
+    }
+}
+
+fn decode<A: Aggregate>(body: &[u8]) -> Result<(Envelope, A::Event), serde_json::Error> {
+    let mut body: serde_json::Value = serde_json::from_slice(body)?;
+    let name = body["type"].as_str().and_then(|kind| kind.strip_prefix("dev.sluice."));
+    if let Some(name) = name.and_then(|kind| kind.strip_prefix(A::NAME)).and_then(|kind| kind.strip_prefix('.')) {
+        body["type"] = name.into();
+    }
+    Ok((Envelope::deserialize(&body)?, A::Event::deserialize(body)?))
+}
+
+impl EventLog {
+    /// The aggregate as it stands now.
+    pub async fn load<A: Aggregate>(&self, key: &Key<A>) -> Result<Loaded<A>, Error> {
+        self.fold(key).await.map(Arc::unwrap_or_clone)
+    }
+
+    /// Like `load`, without a copy.
+    pub(crate) async fn fold<A: Aggregate>(&self, key: &Key<A>) -> Result<Arc<Loaded<A>>, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.read(key).await {
+                Err(Error::Unavailable { .. }) if Instant::now() < deadline && !self.inner.closed.is_cancelled() => {
+                    self.inner.breathe().await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Always asks the log for newer events: the cache only spares the older ones.
+    async fn read<A: Aggregate>(&self, key: &Key<A>) -> Result<Arc<Loaded<A>>, Error> {
+        let filter = key.filter();
+        let mut folded = self.cached::<A>(&filter).unwrap_or_else(|| Arc::new(Loaded::new()));
+        let known = folded.version;
+        self.inner
+            .scan(EVENTS, &filter, known + 1, |stored| {
+                Arc::make_mut(&mut folded).apply(stored.sequence, &stored.subject, &stored.message.payload)
+            })
+            .await?;
+        if folded.version > known {
+            self.remember(filter, &folded);
+        }
+        Ok(folded)
+    }
+
+    fn cached<A: Aggregate>(&self, filter: &str) -> Option<Arc<Loaded<A>>> {
+        let mut cache = self.inner.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cache.0.get(filter).cloned()?.downcast().ok()
+    }
+
+    fn remember<A: Aggregate>(&self, filter: String, folded: &Arc<Loaded<A>>) {
+        let mut cache = self.inner.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Another task may have read further in the meantime.
+        let newer = cache
+            .0
+            .peek(&filter)
+            .and_then(|held| held.downcast_ref::<Loaded<A>>())
+            .is_some_and(|held| held.version > folded.version);
+        if !newer {
+            cache.0.put(filter, folded.clone());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Development only: the real parts that tests run against, each private to its test or shared by one test run.
+//!
+//! Owns the start and the certain end of nats-server, PostgreSQL, dockerd and docker-registry, the sample application
+//! and its images, and the load generator. Must never be a dependency of anything that ships (only a
+//! `dev-dependency`), and must never import a service: a test that needs one brings it along.
+
+mod docker;
+mod images;
+mod load;
+mod nats;
+mod postgres;
+mod process;
+mod registry;
+mod websocket;
+
+pub use docker::Docker;
+pub use images::SampleImage;
+pub use load::{Load, Report, Running};
+pub use nats::{Nats, nats_server};
+pub use postgres::{Database, Postgres};
+pub use process::free_port;
+pub use registry::Registry;
+pub use websocket::WebSocket;
