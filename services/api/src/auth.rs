@@ -1,0 +1,243 @@
+//! Who may do what: the one choke point.
+//!
+//! A route exists only through [`Routes::add`], which takes what it asks for. The guard lets a
+//! request through to a route that it finds in that table and to nothing else, so what declares no
+//! permission cannot be reached.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, Method, header};
+use sha2::{Digest, Sha256};
+use utoipa::openapi::{
+    OpenApi,
+    path::{Operation, PathItem},
+    security::SecurityRequirement,
+};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+
+use crate::{Api, problem::Error};
+
+/// Base of every address.
+pub(crate) const BASE: &str = "/api/v1";
+/// Name of the bearer scheme in the OpenAPI document.
+pub(crate) const SCHEME: &str = "bearer";
+
+/// What a caller may do; each includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Permission {
+    /// Read everything.
+    Viewer,
+    /// Deploy, cancel, lock.
+    Operator,
+    /// Declare and archive projects, keep registry credentials.
+    Admin,
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// What a route asks of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Public,
+    Needs(Permission),
+}
+
+/// Who asks: found by the guard, read by handlers from the request's extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Principal {
+    /// The actor of events.
+    pub(crate) name: Arc<str>,
+    permission: Permission,
+}
+
+/// The administrator's token, as a digest: all that is needed to recognise it.
+#[derive(Clone)]
+pub(crate) struct Token([u8; 32]);
+
+impl Token {
+    pub(crate) fn new(secret: &str) -> Self {
+        Self(Sha256::digest(secret).into())
+    }
+
+    /// Takes the same time wherever the two differ; digests hide their length as well.
+    fn matches(&self, presented: &str) -> bool {
+        let presented: [u8; 32] = Sha256::digest(presented).into();
+        std::hint::black_box(self.0.iter().zip(presented).fold(0, |differs, (a, b)| differs | (a ^ b))) == 0
+    }
+
+    /// A digest of `parts` that nobody without the token can compute or guess from: it may stand in
+    /// the event log, even where the parts hold a password.
+    pub(crate) fn seal(&self, parts: &[&[u8]]) -> String {
+        let mut inner = Sha256::new();
+        for part in parts {
+            inner.update((part.len() as u64).to_be_bytes());
+            inner.update(part);
+        }
+        let outer = Sha256::new().chain_update(self.0).chain_update(inner.finalize()).finalize();
+        outer.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The router under construction, with the access of every operation.
+pub(crate) struct Routes {
+    router: OpenApiRouter<Api>,
+    /// By method and path, as in `GET /api/v1/stages`.
+    access: BTreeMap<String, Access>,
+}
+
+impl Routes {
+    pub(crate) fn new(document: OpenApi) -> Self {
+        Self { router: OpenApiRouter::with_openapi(document), access: BTreeMap::new() }
+    }
+
+    /// The only way to add a route.
+    #[must_use]
+    pub(crate) fn add(mut self, access: Access, (schemas, mut paths, methods): UtoipaMethodRouter<Api>) -> Self {
+        for (path, item) in &mut paths.paths {
+            for (method, operation) in operations(item) {
+                document(operation, access);
+                self.access.insert(format!("{method} {BASE}{path}"), access);
+            }
+        }
+        self.router = self.router.routes((schemas, paths, methods));
+        self
+    }
+
+    /// The guarded router.
+    pub(crate) fn router(self, api: Api) -> Router {
+        let guard = Guard { token: api.token.clone(), access: Arc::new(self.access) };
+        let (router, _) = OpenApiRouter::default().nest(BASE, self.router).split_for_parts();
+        router
+            .fallback(|| async { Error::NoSuchPath })
+            .layer(middleware::from_fn_with_state(guard, check))
+            .with_state(api)
+    }
+
+    /// The description of all of them.
+    pub(crate) fn document(self) -> OpenApi {
+        OpenApiRouter::<Api>::default().nest(BASE, self.router).into_openapi()
+    }
+}
+
+#[derive(Clone)]
+struct Guard {
+    token: Token,
+    access: Arc<BTreeMap<String, Access>>,
+}
+
+impl Guard {
+    fn access(&self, path: &str, method: &Method) -> Option<Access> {
+        // GET routes answer HEAD too.
+        let method = if method == Method::HEAD { "GET" } else { method.as_str() };
+        self.access.get(&format!("{method} {path}")).copied()
+    }
+}
+
+async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let access = path.as_deref().and_then(|path| guard.access(path, request.method()));
+    if access == Some(Access::Public) {
+        return next.run(request).await;
+    }
+    let Some(caller) = authenticate(&guard.token, request.headers()) else {
+        return Error::Unauthorized.into_response();
+    };
+    match (access, path) {
+        (Some(Access::Public), _) => next.run(request).await,
+        (Some(Access::Needs(permission)), _) if caller.permission < permission => {
+            Error::Forbidden(permission).into_response()
+        }
+        (Some(Access::Needs(_)), _) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        (None, Some(_)) => Error::MethodNotAllowed.into_response(),
+        (None, None) => Error::NoSuchPath.into_response(),
+    }
+}
+
+fn authenticate(token: &Token, headers: &HeaderMap) -> Option<Principal> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, presented) = value.split_once(' ')?;
+    let good = scheme.eq_ignore_ascii_case("bearer") && token.matches(presented.trim());
+    good.then(|| Principal { name: "admin".into(), permission: Permission::Admin })
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    [
+        ("GET", &mut item.get),
+        ("PUT", &mut item.put),
+        ("POST", &mut item.post),
+        ("DELETE", &mut item.delete),
+        ("PATCH", &mut item.patch),
+    ]
+    .into_iter()
+    .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Writes what a route asks for into its description.
+fn document(operation: &mut Operation, access: Access) {
+    let (security, sentence) = match access {
+        Access::Public => (SecurityRequirement::default(), "Public.".to_owned()),
+        Access::Needs(permission) => {
+            (SecurityRequirement::new(SCHEME, Vec::<String>::new()), format!("Needs the permission `{permission}`."))
+        }
+    };
+    operation.security = Some(vec![security]);
+    operation.description = Some(match operation.description.take() {
+        Some(text) if !text.is_empty() => format!("{text}\n\n{sentence}"),
+        Some(_) | None => sentence,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_token_itself_is_recognised() {
+        let token = Token::new("secret");
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().expect("a header"));
+            authenticate(&token, &headers).is_some()
+        };
+        assert!(with("Bearer secret") && with("bearer secret"));
+        for bad in ["secret", "Bearer", "Bearer ", "Bearer secre", "Bearer secrets", "Basic secret", "Bearer SECRET"] {
+            assert!(!with(bad), "{bad:?} passed");
+        }
+        assert!(authenticate(&token, &HeaderMap::new()).is_none());
+    }
+
+    #[test]
+    fn a_seal_depends_on_the_token_and_on_where_parts_begin() {
+        let token = Token::new("secret");
+        assert_eq!(token.seal(&[b"a", b"b"]), token.seal(&[b"a", b"b"]));
+        assert_ne!(token.seal(&[b"a", b"b"]), token.seal(&[b"ab", b""]));
+        assert_ne!(token.seal(&[b"a"]), Token::new("other").seal(&[b"a"]));
+    }
+
+    #[test]
+    fn what_no_route_declares_is_let_through_to_nobody() {
+        let routes = crate::routes::all();
+        let guard = Guard { token: Token::new("secret"), access: Arc::new(routes.access) };
+        assert_eq!(guard.access("/api/v1/projects", &Method::HEAD), Some(Access::Needs(Permission::Viewer)));
+        assert_eq!(guard.access("/api/v1/projects", &Method::PATCH), None);
+        assert_eq!(guard.access("/api/v1/other", &Method::GET), None);
+        assert!(Permission::Viewer < Permission::Operator && Permission::Operator < Permission::Admin);
+    }
+}

@@ -1,0 +1,122 @@
+//! The HTTP API under `/api/v1`: commands in, queries out, and the live stream of events.
+//!
+//! Owns: addresses, permissions, the form of requests, answers and problems, `Idempotency-Key`,
+//! read-your-writes and server-sent events. Decides nothing: commands go to the aggregates through
+//! the event log, queries to the read models.
+//!
+//! Must never import: another service, async-nats, sqlx, bollard.
+
+mod auth;
+mod extract;
+mod idempotency;
+mod live;
+mod pattern;
+mod problem;
+mod rim;
+mod routes;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use axum::middleware;
+use eventlog::EventLog;
+use readmodel::{PgPool, Progress};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{auth::Token, live::Live, problem::Error};
+
+/// Settings of the API.
+#[derive(Clone)]
+pub struct Config {
+    /// `API_LISTEN`; on loopback, as long as one shared token is all there is to tell people apart.
+    pub listen: SocketAddr,
+    /// `ADMIN_TOKEN`: at least 32 characters.
+    pub admin_token: String,
+    /// `NODE`: where deployments run.
+    pub node: String,
+}
+
+const SHORTEST_TOKEN: usize = 32;
+/// How long requests may take to finish after the end was asked for.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a reader waits for its own write.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        if self.admin_token.chars().count() < SHORTEST_TOKEN {
+            bail!(
+                "ADMIN_TOKEN is too short: it needs at least {SHORTEST_TOKEN} characters, such as `openssl rand -hex 32` prints"
+            );
+        }
+        if !self.listen.ip().is_loopback() {
+            bail!(
+                "API_LISTEN: {} is not a loopback address; until there are users to sign in, the API listens on \
+                 loopback only: use 127.0.0.1:{}, and reach it from elsewhere through an SSH tunnel",
+                self.listen,
+                self.listen.port()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What handlers work with.
+#[derive(Clone)]
+struct Api {
+    log: EventLog,
+    pool: PgPool,
+    progress: Progress,
+    live: Live,
+    token: Token,
+    node: Arc<str>,
+    shutdown: CancellationToken,
+}
+
+impl Api {
+    /// Waits until `sequence`, where one is asked for, can be read.
+    async fn visible(&self, sequence: Option<u64>) -> Result<(), Error> {
+        match sequence {
+            None => Ok(()),
+            Some(sequence) => Ok(self.progress.reached(sequence, PATIENCE).await?),
+        }
+    }
+}
+
+/// Serves the API until `shutdown`; then finishes what was begun and ends the streams.
+pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: CancellationToken) -> Result<()> {
+    config.check()?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("API_LISTEN: cannot listen on {}; stop what holds it, or set another address", config.listen)
+    })?;
+    let last = log.last_sequence().await.context("reading the end of the event log")?;
+    let live = Live::new(last);
+    let (progress, hear_progress) = Progress::follow(pool.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hear_progress);
+    tasks.spawn(live.clone().feed(log.clone(), last));
+
+    let token = Token::new(&config.admin_token);
+    let api = Api { log, pool, progress, live, token, node: config.node.into(), shutdown: shutdown.clone() };
+    let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
+    tracing::info!(listen = %config.listen, "API ready");
+
+    let serving = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    tokio::select! {
+        served = serving => served.context("serving the API")?,
+        () = overdue(&shutdown) => tracing::warn!("requests did not finish in time and are cut off"),
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
+
+/// The description of the API (OpenAPI 3.1) as JSON, made from the code.
+pub fn openapi() -> &'static str {
+    routes::document()
+}

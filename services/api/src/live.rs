@@ -1,0 +1,185 @@
+//! The live stream: one reader of the log feeds every listener.
+//!
+//! A listener that was away replays what it missed from the log and then joins, at a position that
+//! is known, so that it sees every event once and in order. One that is too slow is cut off: it
+//! comes back with the id of the last event it saw.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use domain::{Context, Event, Recorded};
+use eventlog::EventLog;
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+use uuid::Uuid;
+
+use crate::{pattern::Pattern, problem::Error};
+
+/// Every event.
+const ALL: &str = "sluice.events.>";
+/// Events that a listener may be behind before it is cut off.
+const SLACK: usize = 4096;
+/// Events read at once in a replay.
+const PAGE: usize = 500;
+
+/// An event, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) sequence: u64,
+    pub(crate) subject: String,
+    pub(crate) kind: String,
+    /// The CloudEvent as JSON.
+    pub(crate) body: String,
+}
+
+#[derive(Clone)]
+pub(crate) struct Live(Arc<Mutex<Option<Feed>>>);
+
+struct Feed {
+    /// Position of the last frame that was sent.
+    head: u64,
+    frames: broadcast::Sender<Arc<Frame>>,
+}
+
+type Frames = broadcast::Receiver<Arc<Frame>>;
+
+impl Live {
+    /// A feed that will begin behind position `head`.
+    pub(crate) fn new(head: u64) -> Self {
+        Self(Arc::new(Mutex::new(Some(Feed { head, frames: broadcast::Sender::new(SLACK) }))))
+    }
+
+    /// Hands on every event behind `after`, until the log is closed or holds one that this version cannot read.
+    pub(crate) async fn feed(self, log: EventLog, after: u64) {
+        let mut events = pin!(log.follow(ALL, after));
+        while let Some(event) = events.next().await {
+            match event.map_err(Error::from).and_then(frame) {
+                Ok(frame) => self.send(frame),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the live stream has stopped");
+                    break;
+                }
+            }
+        }
+        // Nobody waits for what will not come.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The events whose subject fits `pattern`, from behind `after`, or from now on.
+    pub(crate) async fn listen(
+        &self,
+        log: &EventLog,
+        pattern: Pattern,
+        after: Option<u64>,
+    ) -> Result<impl Stream<Item = Result<Arc<Frame>, Error>> + Send + use<>, Error> {
+        let near = self.head()?;
+        let after = match after {
+            None => near,
+            Some(after) if after <= near => after,
+            // The feed may be a little behind the log, but nobody has seen what lies beyond its end.
+            Some(after) if after <= log.last_sequence().await? => after,
+            Some(_) => return Err(Error::invalid("after", "lies beyond the end of the log")),
+        };
+        // A long replay must not fill up the listener's place in the feed: the first reads up to
+        // where the feed was, the second what came meanwhile.
+        let (live, log) = (self.clone(), log.clone());
+        let long = replay(&log, after, near);
+        let rest = stream::once(async move {
+            let (frames, joined) = live.join()?;
+            let short = replay(&log, after.max(near), joined);
+            Ok::<_, Error>(short.chain(tail(frames, after.max(joined)).map(Ok)))
+        });
+        let frames = long.chain(rest.try_flatten());
+        Ok(frames.try_filter(move |frame| future::ready(pattern.fits(&frame.subject))))
+    }
+
+    fn send(&self, frame: Frame) {
+        if let Some(feed) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            feed.head = frame.sequence;
+            // Without listeners there is nobody to miss it.
+            let _ = feed.frames.send(Arc::new(frame));
+        }
+    }
+
+    fn head(&self) -> Result<u64, Error> {
+        let feed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        feed.as_ref().map(|feed| feed.head).ok_or(Error::StreamStopped)
+    }
+
+    /// All frames behind the returned position.
+    fn join(&self) -> Result<(Frames, u64), Error> {
+        let feed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        feed.as_ref().map(|feed| (feed.frames.subscribe(), feed.head)).ok_or(Error::StreamStopped)
+    }
+}
+
+/// The events behind `after`, up to and with `to`.
+fn replay(log: &EventLog, after: u64, to: u64) -> impl Stream<Item = Result<Arc<Frame>, Error>> + Send + use<> {
+    let batches = (after < to).then(|| (Box::pin(log.batches(after, PAGE)), after));
+    let batches = stream::unfold(batches, move |state| async move {
+        let (mut batches, _) = state.filter(|(_, at)| *at < to)?;
+        match batches.next().await? {
+            Ok(batch) => {
+                let at = batch.last().map_or(to, |event| event.sequence);
+                Some((Ok(batch), Some((batches, at))))
+            }
+            Err(error) => Some((Err(Error::from(error)), None)),
+        }
+    });
+    batches
+        .map_ok(move |batch| stream::iter(batch.into_iter().filter(move |event| event.sequence <= to).map(frame)))
+        .try_flatten()
+        .map_ok(Arc::new)
+}
+
+/// Ends when the listener has fallen too far behind, or the feed has stopped.
+fn tail(frames: Frames, after: u64) -> impl Stream<Item = Arc<Frame>> + Send {
+    BroadcastStream::new(frames)
+        .take_while(|frame| future::ready(frame.is_ok()))
+        .filter_map(move |frame| future::ready(frame.ok().filter(|frame| frame.sequence > after)))
+}
+
+fn frame(recorded: Recorded) -> Result<Frame, Error> {
+    let body = cloud_event(&recorded).map_err(Error::Encode)?;
+    Ok(Frame { sequence: recorded.sequence, subject: recorded.subject, kind: recorded.kind, body })
+}
+
+/// The event in the form in which it is stored. Its JSON is made anew, so that what was written by
+/// an older version reads like the newest.
+fn cloud_event(recorded: &Recorded) -> Result<String, serde_json::Error> {
+    #[derive(Serialize)]
+    struct CloudEvent<'a> {
+        specversion: &'static str,
+        id: Uuid,
+        source: &'static str,
+        subject: String,
+        datacontenttype: &'static str,
+        r#type: &'a str,
+        #[serde(flatten)]
+        context: &'a Context,
+        data: Value,
+    }
+    let mut event = match &recorded.event {
+        Event::Project(event) => serde_json::to_value(event),
+        Event::Stage(event) => serde_json::to_value(event),
+        Event::Route(event) => serde_json::to_value(event),
+        Event::Registry(event) => serde_json::to_value(event),
+    }?;
+    let aggregate = recorded.subject.split('.').nth(2).unwrap_or_default();
+    serde_json::to_string(&CloudEvent {
+        specversion: "1.0",
+        id: recorded.id,
+        source: "/sluice",
+        subject: format!("{aggregate}.{}", recorded.key.join(".")),
+        datacontenttype: "application/json",
+        r#type: &recorded.kind,
+        context: &recorded.context,
+        data: event["data"].take(),
+    })
+}

@@ -1,0 +1,282 @@
+//! The one error of the API, and its form on the wire: RFC 9457 problem details.
+//!
+//! A handler returns [`Error`]; the rim (`rim.rs`) logs it once, adds the request's id and writes
+//! the body. What a caller must not learn stops here: everything internal is one sentence.
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use domain::{image, node::ResolveError, project, registry, route, settings::FieldError, stage};
+use eventlog::{CommitError, ExecuteError};
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::auth::Permission;
+
+/// Why a request was not answered as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("this needs a valid bearer token")]
+    Unauthorized,
+    #[error("this needs the permission `{0}`")]
+    Forbidden(Permission),
+    #[error("there is nothing at this address")]
+    NoSuchPath,
+    #[error("this address does not take this method")]
+    MethodNotAllowed,
+    #[error("the body is larger than {} KiB", .limit >> 10)]
+    TooLarge { limit: usize },
+    #[error("the body must be sent as `Content-Type: application/json`")]
+    NotJson,
+    #[error("{0}")]
+    Malformed(String),
+    #[error("{}", .0.iter().map(|e| format!("{}: {}", e.field, e.problem)).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldError>),
+    #[error(transparent)]
+    Project(#[from] project::Rejection),
+    #[error(transparent)]
+    Stage(#[from] stage::Rejection),
+    #[error("{host}: {rejection}")]
+    Route { stage: domain::Slug, host: String, rejection: route::Rejection },
+    #[error(transparent)]
+    Registry(#[from] registry::Rejection),
+    #[error(transparent)]
+    Image(#[from] image::WithinError),
+    #[error(transparent)]
+    Resolve(ResolveError),
+    #[error("no deployer answers for node {node}, so the image cannot be looked up")]
+    NoDeployer { node: String },
+    #[error("this Idempotency-Key was used before for a different request")]
+    KeyReused,
+    #[error("others kept changing the same thing at the same time")]
+    Conflict,
+    #[error(transparent)]
+    NotYetVisible(#[from] readmodel::NotYet),
+    #[error("the live stream has stopped")]
+    StreamStopped,
+    #[error("the request took too long")]
+    TimedOut,
+    #[error("the deployer's answer cannot be read")]
+    Reply(#[source] serde_json::Error),
+    #[error("writing an event as JSON")]
+    Encode(#[source] serde_json::Error),
+    #[error("a handler panicked")]
+    Panicked,
+    #[error("event log")]
+    Log(#[from] eventlog::Error),
+    #[error("read model")]
+    ReadModel(#[from] readmodel::Error),
+}
+
+/// What a caller is told.
+struct Answer {
+    status: StatusCode,
+    /// Stable, for scripts.
+    code: String,
+    detail: String,
+    hint: Option<String>,
+    errors: Vec<FieldError>,
+}
+
+/// An error as a body of type `application/problem+json` (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// Always `about:blank`: the `code` tells problems apart.
+    #[schema(example = "about:blank")]
+    r#type: &'static str,
+    /// The status in words.
+    title: &'static str,
+    status: u16,
+    /// What happened, for people.
+    detail: String,
+    /// What happened, for scripts; stable.
+    #[schema(example = "stage_locked")]
+    code: String,
+    /// Names this request in the log and in events.
+    request_id: String,
+    /// The fields that were refused, where it was fields.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    /// What to do next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Problem {
+    pub(crate) fn new(error: &Error, request_id: &str) -> Self {
+        let Answer { status, code, detail, hint, errors } = error.answer();
+        Self {
+            r#type: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail,
+            code,
+            request_id: request_id.to_owned(),
+            errors,
+            hint,
+        }
+    }
+}
+
+/// Carries the error to the rim, which knows the request's id.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+impl Error {
+    pub(crate) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldError { field: field.into(), problem: problem.into() }])
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.answer().status
+    }
+
+    fn answer(&self) -> Answer {
+        let (status, code, hint) = self.kind();
+        let errors = match self {
+            Self::Invalid(errors) | Self::Project(project::Rejection::Invalid(errors)) => errors.clone(),
+            Self::Route { stage, host, rejection } => {
+                vec![FieldError { field: format!("stages.{stage}.route"), problem: format!("{host}: {rejection}") }]
+            }
+            Self::Image(error) => vec![FieldError { field: "image".into(), problem: error.to_string() }],
+            Self::Stage(stage::Rejection::BadLock) => {
+                vec![FieldError { field: "reason".into(), problem: "must be 1 to 500 characters".into() }]
+            }
+            Self::Registry(registry::Rejection::BadHost(_)) => {
+                vec![FieldError { field: "host".into(), problem: self.to_string() }]
+            }
+            Self::Registry(registry::Rejection::BadUsername) => {
+                vec![FieldError { field: "username".into(), problem: self.to_string() }]
+            }
+            _ => vec![],
+        };
+        let detail = match (status, self) {
+            // The cause is in the log, under the request's id; nobody else needs it.
+            (StatusCode::INTERNAL_SERVER_ERROR, _) => "something went wrong inside; the log has the cause".to_owned(),
+            (_, Self::Log(_)) => "the event log is not reachable".to_owned(),
+            (_, Self::ReadModel(_)) => "the database is not reachable".to_owned(),
+            (_, error) => error.to_string(),
+        };
+        Answer { status, code, detail, hint, errors }
+    }
+
+    /// Status, code and hint of every error there is.
+    fn kind(&self) -> (StatusCode, String, Option<String>) {
+        use StatusCode as S;
+        let (status, code, hint) = match self {
+            Self::Unauthorized => (S::UNAUTHORIZED, "unauthorized", "send `Authorization: Bearer <token>`"),
+            Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "ask an administrator"),
+            Self::NoSuchPath => (S::NOT_FOUND, "no_such_path", "GET /api/v1/openapi.json lists every address"),
+            Self::MethodNotAllowed => {
+                (S::METHOD_NOT_ALLOWED, "method_not_allowed", "GET /api/v1/openapi.json lists every method")
+            }
+            Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "too_large", "send less: a declaration needs only settings"),
+            Self::NotJson => (S::UNSUPPORTED_MEDIA_TYPE, "not_json", ""),
+            Self::Malformed(_) => (S::BAD_REQUEST, "malformed", ""),
+            Self::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+            Self::Project(rejection) => match rejection {
+                project::Rejection::Unknown => (S::NOT_FOUND, "project_not_found", ""),
+                project::Rejection::Archived => (S::CONFLICT, "project_archived", ""),
+                project::Rejection::UnknownStage => (S::NOT_FOUND, "stage_not_found", ""),
+                project::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+            },
+            Self::Stage(rejection) => match rejection {
+                stage::Rejection::Archived => (S::CONFLICT, "stage_archived", ""),
+                stage::Rejection::Locked { .. } => (S::LOCKED, "stage_locked", ""),
+                stage::Rejection::QueueFull { .. } => (S::CONFLICT, "queue_full", ""),
+                stage::Rejection::UnknownDeployment => (S::NOT_FOUND, "deployment_not_found", ""),
+                stage::Rejection::Ended(_) => (S::CONFLICT, "deployment_ended", ""),
+                stage::Rejection::TooLate => (S::CONFLICT, "too_late", ""),
+                stage::Rejection::NotLocked => (S::CONFLICT, "not_locked", ""),
+                stage::Rejection::OthersLock { .. } => (S::CONFLICT, "lock_of_another", ""),
+                stage::Rejection::BadLock => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                // Only workers send what these answer.
+                stage::Rejection::Fenced { .. } => (S::CONFLICT, "fenced", ""),
+                stage::Rejection::OutOfStep { .. } => (S::CONFLICT, "out_of_step", ""),
+            },
+            Self::Route { rejection, .. } => match rejection {
+                route::Rejection::Taken { .. } => (S::CONFLICT, "route_taken", ""),
+            },
+            Self::Registry(rejection) => match rejection {
+                registry::Rejection::BadHost(_) | registry::Rejection::BadUsername => {
+                    (S::UNPROCESSABLE_ENTITY, "invalid", "")
+                }
+                registry::Rejection::NoCredentials => (S::NOT_FOUND, "no_credentials", ""),
+            },
+            Self::Image(error) => match error {
+                image::WithinError::Bad(_) => (S::UNPROCESSABLE_ENTITY, "bad_image", ""),
+                image::WithinError::OtherRepository { .. } => (S::UNPROCESSABLE_ENTITY, "other_repository", ""),
+            },
+            Self::Resolve(error) => {
+                let status = match error.code.as_str() {
+                    "registry_unreachable" => S::BAD_GATEWAY,
+                    "engine_unavailable" => S::SERVICE_UNAVAILABLE,
+                    _ => S::UNPROCESSABLE_ENTITY,
+                };
+                (status, error.code.as_str(), error.hint.as_str())
+            }
+            Self::NoDeployer { .. } => (
+                S::SERVICE_UNAVAILABLE,
+                "deployer_unavailable",
+                "start the deployer (`sluice up` starts everything) and try again; `sluice status` shows what runs",
+            ),
+            Self::KeyReused => {
+                (S::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "choose a new Idempotency-Key for a new request")
+            }
+            Self::Conflict => (S::CONFLICT, "conflict", "try again"),
+            Self::NotYetVisible(_) => {
+                (S::SERVICE_UNAVAILABLE, "not_yet_visible", "try again; GET /api/v1/health shows how far the projector is")
+            }
+            Self::StreamStopped => (S::SERVICE_UNAVAILABLE, "stream_stopped", "see the API's log"),
+            Self::TimedOut => (S::GATEWAY_TIMEOUT, "timed_out", "try again with the same Idempotency-Key"),
+            Self::Reply(_) => (S::BAD_GATEWAY, "bad_reply", "let the API and the deployer run the same version"),
+            Self::Encode(_) | Self::Panicked => (S::INTERNAL_SERVER_ERROR, "internal", ""),
+            Self::Log(error) => match error {
+                // The write may have taken place, so only the same key makes a repetition safe.
+                eventlog::Error::Unavailable { .. } | eventlog::Error::Closed | eventlog::Error::NobodyAnswers { .. } => {
+                    (S::SERVICE_UNAVAILABLE, "log_unavailable", "try again with the same Idempotency-Key")
+                }
+                eventlog::Error::Refused { .. }
+                | eventlog::Error::Protocol { .. }
+                | eventlog::Error::Decode(_)
+                | eventlog::Error::Encode(_)
+                | eventlog::Error::Gap { .. }
+                | eventlog::Error::Ahead { .. }
+                | eventlog::Error::WrongRevision { .. }
+                | eventlog::Error::BadKey { .. }
+                | eventlog::Error::Vault(_) => (S::INTERNAL_SERVER_ERROR, "internal", ""),
+            },
+            Self::ReadModel(_) => (S::SERVICE_UNAVAILABLE, "database_unavailable", "try again"),
+        };
+        (status, code.to_owned(), (!hint.is_empty()).then(|| hint.to_owned()))
+    }
+}
+
+impl<R> From<ExecuteError<R>> for Error
+where
+    R: std::error::Error + Into<Error> + 'static,
+{
+    fn from(error: ExecuteError<R>) -> Self {
+        match error {
+            ExecuteError::Rejected(rejection) => rejection.into(),
+            ExecuteError::KeyReused => Self::KeyReused,
+            ExecuteError::Conflict => Self::Conflict,
+            ExecuteError::Log(error) => Self::Log(error),
+        }
+    }
+}
+
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Conflict => Self::Conflict,
+            CommitError::Log(error) => Self::Log(error),
+        }
+    }
+}

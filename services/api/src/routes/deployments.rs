@@ -1,0 +1,275 @@
+//! Deployments: requested, listed, read, cancelled.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use domain::{
+    DeploymentId, Key,
+    image::{Image, Reference},
+    node::{Resolve, Resolved, resolve_subject},
+    project::Project,
+    stage::{self, Outcome, Spec, Stage},
+};
+use readmodel::deployments::{self, Deployment, Filter, Page, Status};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
+use crate::{
+    Api,
+    extract::{Asked, Path, Query},
+    idempotency,
+    problem::{Error, Problem},
+};
+
+/// The deployer asks a registry, which may be slow.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a deployer may be missing: it is back sooner after a restart.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What to deploy.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeploymentBody {
+    /// `[registry/]repository[:tag][@digest]`; a bare tag where the stage names its repository.
+    #[schema(example = "v2")]
+    image: String,
+}
+
+/// A deployment was requested.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Requested {
+    /// Position of its last event: `?at_least=<sequence>` reads what it wrote.
+    sequence: u64,
+    #[schema(value_type = uuid::Uuid)]
+    deployment: DeploymentId,
+    /// What the reference meant when it was first asked for; this is what runs.
+    image: Image,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CancelBody {
+    /// For whoever reads it later; up to 500 characters.
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+const LONGEST_REASON: usize = 500;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListQuery {
+    /// Only of this project.
+    project: Option<String>,
+    /// Only of stages of this name.
+    stage: Option<String>,
+    /// Only those that ended so.
+    #[param(inline)]
+    outcome: Option<Outcome>,
+    /// The `next` of the page before.
+    before: Option<u64>,
+    /// 1 to 500; 50 where it is left out.
+    limit: Option<u16>,
+    /// Wait until what a mutation answered as `sequence` can be read.
+    at_least: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct StageQuery {
+    /// The `next` of the page before.
+    before: Option<u64>,
+    /// 1 to 500; 50 where it is left out.
+    limit: Option<u16>,
+    /// Wait until what a mutation answered as `sequence` can be read.
+    at_least: Option<u64>,
+}
+
+/// Deploy an image: at once on an idle stage, else after the deployments that wait already.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/stages/{stage}/deployments",
+    tag = "deployments",
+    operation_id = "request_deployment",
+    params(StagePath, IdempotencyKey),
+    request_body = DeploymentBody,
+    responses((status = 202, body = Requested), (status = "default", body = Problem))
+)]
+pub(crate) async fn request(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<DeploymentBody>,
+) -> Result<Taken<Requested>, Error> {
+    let key = Key::<Stage>::stage(&path.project, &path.stage);
+    let deployment = idempotency::deployment(&asked.context, "release");
+    let stage = api.log.load(&key).await?;
+    if knows(&stage.state, deployment) {
+        // Asked for before: the image is what it was then, whatever its tag means by now.
+        let known = recorded(&api, deployment, stage.version).await?;
+        let settings = api.log.load(&Key::<Project>::project(&path.project)).await?.state.stages.remove(&path.stage);
+        let spec = Spec { image: known.image.clone(), settings: settings.unwrap_or_default() };
+        let command = stage::Command::Request { deployment, spec, node: known.node };
+        let sequence = api.log.execute(&key, command, &asked.context).await?.sequence;
+        return Ok(Taken(Requested { sequence, deployment, image: known.image }));
+    }
+    let project = api.log.load(&Key::<Project>::project(&path.project)).await?.state;
+    let settings = project.stage(&path.stage)?.clone();
+    let reference = Reference::within(settings.image.as_deref(), &asked.body.image)?;
+    let image = resolve(&api, &reference).await?;
+    let spec = Spec { image: image.clone(), settings };
+    let command = stage::Command::Request { deployment, spec, node: api.node.to_string() };
+    let committed = api.log.execute(&key, command, &asked.context).await?;
+    let sequence = committed.sequence;
+    // Where the same request was faster on another connection, its image counts.
+    let image = if committed.events.is_empty() { recorded(&api, deployment, sequence).await?.image } else { image };
+    Ok(Taken(Requested { sequence, deployment, image }))
+}
+
+/// The deployments of a stage, the newest request first.
+#[utoipa::path(
+    get,
+    path = "/projects/{project}/stages/{stage}/deployments",
+    tag = "deployments",
+    operation_id = "list_stage_deployments",
+    params(StagePath, StageQuery),
+    responses((status = 200, body = Page), (status = "default", body = Problem))
+)]
+pub(crate) async fn of_stage(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(query): Query<StageQuery>,
+) -> Result<Json<Page>, Error> {
+    api.visible(query.at_least).await?;
+    let filter = Filter {
+        project: Some(path.project.to_string()),
+        stage: Some(path.stage.to_string()),
+        status: None,
+        before: query.before,
+    };
+    Ok(Json(deployments::list(&api.pool, &filter, page_size(query.limit)?).await?))
+}
+
+/// Deployments of all stages, the newest request first.
+#[utoipa::path(
+    get,
+    path = "/deployments",
+    tag = "deployments",
+    operation_id = "list_deployments",
+    params(ListQuery),
+    responses((status = 200, body = Page), (status = "default", body = Problem))
+)]
+pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
+    api.visible(query.at_least).await?;
+    let filter = Filter {
+        project: query.project,
+        stage: query.stage,
+        status: query.outcome.map(ended),
+        before: query.before,
+    };
+    Ok(Json(deployments::list(&api.pool, &filter, page_size(query.limit)?).await?))
+}
+
+/// A deployment with its steps and containers.
+#[utoipa::path(
+    get,
+    path = "/deployments/{id}",
+    tag = "deployments",
+    operation_id = "get_deployment",
+    params(DeploymentPath, AtLeast),
+    responses((status = 200, body = Deployment), (status = "default", body = Problem))
+)]
+pub(crate) async fn get(
+    State(api): State<Api>,
+    Path(path): Path<DeploymentPath>,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Deployment>, Error> {
+    api.visible(query.at_least).await?;
+    let deployment = deployments::get(&api.pool, path.id.0).await?;
+    Ok(Json(deployment.ok_or(stage::Rejection::UnknownDeployment)?))
+}
+
+/// Cancel a deployment. What served before serves on.
+#[utoipa::path(
+    post,
+    path = "/deployments/{id}/cancel",
+    tag = "deployments",
+    operation_id = "cancel_deployment",
+    params(DeploymentPath, IdempotencyKey),
+    request_body = Option<CancelBody>,
+    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+)]
+pub(crate) async fn cancel(
+    State(api): State<Api>,
+    Path(path): Path<DeploymentPath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<CancelBody>,
+) -> Result<Taken<Accepted>, Error> {
+    let reason = asked.body.reason;
+    if reason.as_ref().is_some_and(|reason| reason.chars().count() > LONGEST_REASON) {
+        return Err(Error::invalid("reason", format!("must be at most {LONGEST_REASON} characters")));
+    }
+    let known = match deployments::get(&api.pool, path.id.0).await? {
+        Some(known) => known,
+        // It may have been requested a moment ago.
+        None => recorded(&api, path.id, api.log.last_sequence().await?).await?,
+    };
+    // Both were slugs when they were written.
+    let slug = |name: String| name.parse().map_err(|_| Error::from(stage::Rejection::UnknownDeployment));
+    let key = Key::<Stage>::stage(&slug(known.project)?, &slug(known.stage)?);
+    let command = stage::Command::Cancel { deployment: path.id, reason };
+    let committed = api.log.execute(&key, command, &asked.context).await?;
+    Ok(Taken(Accepted { sequence: committed.sequence }))
+}
+
+fn knows(stage: &Stage, deployment: DeploymentId) -> bool {
+    stage.active.as_ref().is_some_and(|active| active.deployment == deployment)
+        || stage.queue.iter().any(|queued| queued.deployment == deployment)
+        || stage.ended.iter().any(|ended| ended.deployment == deployment)
+}
+
+/// The deployment as the read models have it once they have seen `sequence`.
+async fn recorded(api: &Api, deployment: DeploymentId, sequence: u64) -> Result<Deployment, Error> {
+    api.visible(Some(sequence)).await?;
+    let known = deployments::get(&api.pool, deployment.0).await?;
+    Ok(known.ok_or(stage::Rejection::UnknownDeployment)?)
+}
+
+/// Asks the node which bytes `reference` means now.
+async fn resolve(api: &Api, reference: &Reference) -> Result<Image, Error> {
+    let question = serde_json::to_vec(&Resolve { reference: reference.to_string() }).map_err(Error::Reply)?;
+    let subject = resolve_subject(&api.node);
+    let started = Instant::now();
+    loop {
+        let left = RESOLVE_LIMIT.saturating_sub(started.elapsed());
+        match api.log.request(&subject, question.clone(), left).await {
+            Ok(reply) => {
+                let resolved: Resolved = serde_json::from_slice(&reply).map_err(Error::Reply)?;
+                return resolved.map_err(Error::Resolve);
+            }
+            Err(eventlog::Error::NobodyAnswers { .. }) if started.elapsed() < ABSENCE_LIMIT => {
+                // A deployer that restarts cannot announce itself to us; ask again.
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(eventlog::Error::NobodyAnswers { .. } | eventlog::Error::Unavailable { .. }) => {
+                return Err(Error::NoDeployer { node: api.node.to_string() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn ended(outcome: Outcome) -> Status {
+    match outcome {
+        Outcome::Succeeded => Status::Succeeded,
+        Outcome::Failed => Status::Failed,
+        Outcome::RolledBack => Status::RolledBack,
+        Outcome::Cancelled => Status::Cancelled,
+        Outcome::Superseded => Status::Superseded,
+    }
+}

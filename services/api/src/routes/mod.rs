@@ -1,0 +1,139 @@
+//! Every address of the API. One file per resource: its types, its description, its handlers.
+
+mod deployments;
+mod events;
+mod health;
+mod locks;
+mod logs;
+mod openapi;
+mod projects;
+mod registries;
+mod stages;
+
+use axum::{Json, response::{IntoResponse, Response}};
+use domain::{DeploymentId, Slug};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
+
+pub(crate) use openapi::document;
+
+use crate::{
+    auth::{
+        Access::{Needs, Public},
+        Permission::{Admin, Operator, Viewer},
+        Routes,
+    },
+    problem::Error,
+};
+
+/// All routes, each with what it asks of its caller.
+pub(crate) fn all() -> Routes {
+    Routes::new(openapi::outline())
+        .add(Public, routes!(health::health))
+        .add(Needs(Viewer), routes!(openapi::openapi))
+        .add(Needs(Viewer), routes!(projects::list))
+        .add(Needs(Viewer), routes!(projects::get))
+        .add(Needs(Admin), routes!(projects::apply))
+        .add(Needs(Admin), routes!(projects::archive))
+        .add(Needs(Viewer), routes!(stages::overview))
+        .add(Needs(Viewer), routes!(stages::list))
+        .add(Needs(Viewer), routes!(stages::get))
+        .add(Needs(Admin), routes!(stages::apply))
+        .add(Needs(Admin), routes!(stages::archive))
+        .add(Needs(Operator), routes!(deployments::request))
+        .add(Needs(Viewer), routes!(deployments::of_stage))
+        .add(Needs(Viewer), routes!(deployments::list))
+        .add(Needs(Viewer), routes!(deployments::get))
+        .add(Needs(Operator), routes!(deployments::cancel))
+        .add(Needs(Viewer), routes!(logs::read))
+        .add(Needs(Operator), routes!(locks::lock))
+        .add(Needs(Operator), routes!(locks::unlock))
+        .add(Needs(Viewer), routes!(events::list))
+        .add(Needs(Viewer), routes!(events::stream))
+        .add(Needs(Viewer), routes!(registries::list))
+        .add(Needs(Admin), routes!(registries::set))
+        .add(Needs(Admin), routes!(registries::remove))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct ProjectPath {
+    /// Slug of the project.
+    #[param(value_type = String, example = "shop")]
+    project: Slug,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct StagePath {
+    /// Slug of the project.
+    #[param(value_type = String, example = "shop")]
+    project: Slug,
+    /// Slug of the stage.
+    #[param(value_type = String, example = "dev")]
+    stage: Slug,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct DeploymentPath {
+    /// Id of the deployment.
+    #[param(value_type = uuid::Uuid)]
+    id: DeploymentId,
+}
+
+/// A query that only asks for one's own writes.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct AtLeast {
+    /// Wait until what a mutation answered as `sequence` can be read.
+    at_least: Option<u64>,
+}
+
+/// A mutation without parameters in its query.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct NoQuery {}
+
+/// The header that every mutation takes.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what `Asked` reads")]
+struct IdempotencyKey {
+    /// Makes a repetition safe: the same key from the same caller on the same address is carried
+    /// out once and answered alike.
+    #[param(rename = "Idempotency-Key")]
+    idempotency_key: Option<String>,
+}
+
+/// A mutation was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+struct Accepted {
+    /// Position of its last event: `?at_least=<sequence>` reads what it wrote.
+    sequence: u64,
+}
+
+const DEFAULT_PAGE: u16 = 50;
+const LARGEST_PAGE: u16 = 500;
+
+fn page_size(limit: Option<u16>) -> Result<u16, Error> {
+    let limit = limit.unwrap_or(DEFAULT_PAGE);
+    if (1..=LARGEST_PAGE).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Error::invalid("limit", format!("must be from 1 to {LARGEST_PAGE}")))
+    }
+}
+
+/// The body with status 202.
+struct Taken<T>(T);
+
+impl<T: Serialize> IntoResponse for Taken<T> {
+    fn into_response(self) -> Response {
+        (StatusCode::ACCEPTED, Json(self.0)).into_response()
+    }
+}

@@ -1,0 +1,205 @@
+//! Projects: declared as a whole, read, archived.
+
+use axum::{Json, extract::State};
+use domain::{
+    Aggregate, Context, Key, Recorded, Slug,
+    project::{self, Declaration, Project},
+    route::{self, Host},
+    stage::{self, Stage},
+};
+use eventlog::{Committed, ExecuteError, Transaction};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, ProjectPath, Taken};
+use crate::{
+    Api,
+    extract::{Asked, Nothing, Path, Query},
+    idempotency,
+    problem::{Error, Problem},
+};
+
+/// What a declaration changed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Applied {
+    /// Position of its last event: `?at_least=<sequence>` reads what it wrote.
+    sequence: u64,
+    /// Names of the events that followed, in order; none where everything was as declared.
+    #[schema(example = json!(["route.claimed", "project.created", "project.stage.added"]))]
+    changes: Vec<String>,
+}
+
+impl From<Committed> for Applied {
+    fn from(Committed { sequence, events }: Committed) -> Self {
+        Self { sequence, changes: events.iter().map(name).collect() }
+    }
+}
+
+/// `project.stage.added` of `dev.sluice.project.stage.added.v1`.
+fn name(event: &Recorded) -> String {
+    let name = event.kind.strip_prefix("dev.sluice.").unwrap_or(&event.kind);
+    name.rsplit_once(".v").map_or(name, |(name, _)| name).to_owned()
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListQuery {
+    /// Archived ones too.
+    #[serde(default)]
+    archived: bool,
+    /// Wait until what a mutation answered as `sequence` can be read.
+    at_least: Option<u64>,
+}
+
+/// All projects.
+#[utoipa::path(
+    get,
+    path = "/projects",
+    tag = "projects",
+    operation_id = "list_projects",
+    params(ListQuery),
+    responses((status = 200, body = [readmodel::projects::Project]), (status = "default", body = Problem))
+)]
+pub(crate) async fn list(
+    State(api): State<Api>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<readmodel::projects::Project>>, Error> {
+    api.visible(query.at_least).await?;
+    Ok(Json(readmodel::projects::list(&api.pool, query.archived).await?))
+}
+
+/// A project with its stages' settings.
+#[utoipa::path(
+    get,
+    path = "/projects/{project}",
+    tag = "projects",
+    operation_id = "get_project",
+    params(ProjectPath, AtLeast),
+    responses((status = 200, body = readmodel::projects::Project), (status = "default", body = Problem))
+)]
+pub(crate) async fn get(
+    State(api): State<Api>,
+    Path(path): Path<ProjectPath>,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<readmodel::projects::Project>, Error> {
+    api.visible(query.at_least).await?;
+    let project = readmodel::projects::get(&api.pool, path.project.as_str()).await?;
+    project.map(Json).ok_or(Error::Project(project::Rejection::Unknown))
+}
+
+/// Create a project, or change it to what is declared. Stages that are left out stay as they are.
+#[utoipa::path(
+    put,
+    path = "/projects/{project}",
+    tag = "projects",
+    operation_id = "apply_project",
+    params(ProjectPath, IdempotencyKey),
+    request_body = Declaration,
+    responses((status = 202, body = Applied), (status = "default", body = Problem))
+)]
+pub(crate) async fn apply(
+    State(api): State<Api>,
+    Path(path): Path<ProjectPath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Declaration>,
+) -> Result<Taken<Applied>, Error> {
+    let command = project::Command::Apply { slug: path.project.clone(), declaration: asked.body };
+    Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
+}
+
+/// End a project: its stages are archived and what runs on them is removed.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/archive",
+    tag = "projects",
+    operation_id = "archive_project",
+    params(ProjectPath, IdempotencyKey),
+    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+)]
+pub(crate) async fn archive(
+    State(api): State<Api>,
+    Path(path): Path<ProjectPath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    let committed = change(&api, &path.project, project::Command::Archive, &asked.context).await?;
+    Ok(Taken(Accepted { sequence: committed.sequence }))
+}
+
+/// Carries out `command` on the project `slug`, together with what follows from it for hosts and
+/// stages: all of it or nothing.
+pub(super) async fn change(
+    api: &Api,
+    slug: &Slug,
+    command: project::Command,
+    context: &Context,
+) -> Result<Committed, Error> {
+    let (key, command) = (&Key::project(slug), &command);
+    let decide = |mut transaction: Transaction| async move {
+        let before = transaction.load(key).await?.state;
+        // The project's own event comes last in the batch, so that a repetition, which finds only
+        // that one, answers with the same sequence. A command that is refused now may have been
+        // carried out before: which of the two it is, the log tells.
+        if let Ok(events) = before.decide(command.clone()) {
+            let mut after = before.clone();
+            events.iter().for_each(|event| after.evolve(event));
+            move_routes(&mut transaction, slug, &before, &after).await?;
+            open_and_archive(&mut transaction, slug, &before, &after, context).await?;
+        }
+        transaction.decide(key, command.clone()).await?;
+        Ok::<_, Error>(transaction)
+    };
+    api.log.transact(context, decide).await
+}
+
+/// Releases come first: two stages may exchange their routes.
+async fn move_routes(
+    transaction: &mut Transaction,
+    project: &Slug,
+    before: &Project,
+    after: &Project,
+) -> Result<(), Error> {
+    let (before, after) = (before.routes(), after.routes());
+    for (route, stage) in before.difference(&after).cloned() {
+        let release = route::Command::Release { path: route.path, project: project.clone(), stage: stage.clone() };
+        decide_route(transaction, stage, route.host, release).await?;
+    }
+    for (route, stage) in after.difference(&before).cloned() {
+        let claim = route::Command::Claim { path: route.path, project: project.clone(), stage: stage.clone() };
+        decide_route(transaction, stage, route.host, claim).await?;
+    }
+    Ok(())
+}
+
+async fn decide_route(
+    transaction: &mut Transaction,
+    stage: Slug,
+    host: String,
+    command: route::Command,
+) -> Result<(), Error> {
+    let key = Key::<Host>::host(&host);
+    transaction.decide(&key, command).await.map_err(|error| match error {
+        ExecuteError::Rejected(rejection) => Error::Route { stage, host, rejection },
+        ExecuteError::KeyReused => Error::KeyReused,
+        ExecuteError::Conflict => Error::Conflict,
+        ExecuteError::Log(error) => Error::Log(error),
+    })
+}
+
+async fn open_and_archive(
+    transaction: &mut Transaction,
+    project: &Slug,
+    before: &Project,
+    after: &Project,
+    context: &Context,
+) -> Result<(), Error> {
+    for stage in after.stages.keys().filter(|stage| !before.stages.contains_key(*stage)) {
+        transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Reopen).await?;
+    }
+    for stage in before.stages.keys().filter(|stage| !after.stages.contains_key(*stage)) {
+        let removal = idempotency::deployment(context, stage.as_str());
+        transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Archive { removal }).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Stages: what is declared for them, what runs on them.
+
+use axum::{Json, extract::State};
+use domain::{project, settings::StageSettings};
+use readmodel::stages::{self, Stage};
+
+use super::{
+    Accepted, AtLeast, IdempotencyKey, NoQuery, ProjectPath, StagePath, Taken,
+    projects::{Applied, change},
+};
+use crate::{
+    Api,
+    extract::{Asked, Nothing, Path, Query},
+    problem::{Error, Problem},
+};
+
+/// Every stage of every project: what serves, what is on its way, what waits.
+#[utoipa::path(
+    get,
+    path = "/stages",
+    tag = "stages",
+    operation_id = "overview",
+    params(AtLeast),
+    responses((status = 200, body = [Stage]), (status = "default", body = Problem))
+)]
+pub(crate) async fn overview(
+    State(api): State<Api>,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Vec<Stage>>, Error> {
+    api.visible(query.at_least).await?;
+    Ok(Json(stages::list(&api.pool, None).await?))
+}
+
+/// The stages of a project.
+#[utoipa::path(
+    get,
+    path = "/projects/{project}/stages",
+    tag = "stages",
+    operation_id = "list_stages",
+    params(ProjectPath, AtLeast),
+    responses((status = 200, body = [Stage]), (status = "default", body = Problem))
+)]
+pub(crate) async fn list(
+    State(api): State<Api>,
+    Path(path): Path<ProjectPath>,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Vec<Stage>>, Error> {
+    api.visible(query.at_least).await?;
+    let project = path.project.as_str();
+    readmodel::projects::get(&api.pool, project).await?.ok_or(project::Rejection::Unknown)?;
+    Ok(Json(stages::list(&api.pool, Some(project)).await?))
+}
+
+/// A stage: its settings and what runs on it.
+#[utoipa::path(
+    get,
+    path = "/projects/{project}/stages/{stage}",
+    tag = "stages",
+    operation_id = "get_stage",
+    params(StagePath, AtLeast),
+    responses((status = 200, body = Stage), (status = "default", body = Problem))
+)]
+pub(crate) async fn get(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Stage>, Error> {
+    api.visible(query.at_least).await?;
+    let stage = stages::get(&api.pool, path.project.as_str(), path.stage.as_str()).await?;
+    Ok(Json(stage.ok_or(project::Rejection::UnknownStage)?))
+}
+
+/// Create a stage of a project, or change it to what is declared.
+#[utoipa::path(
+    put,
+    path = "/projects/{project}/stages/{stage}",
+    tag = "stages",
+    operation_id = "apply_stage",
+    params(StagePath, IdempotencyKey),
+    request_body = StageSettings,
+    responses((status = 202, body = Applied), (status = "default", body = Problem))
+)]
+pub(crate) async fn apply(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<StageSettings>,
+) -> Result<Taken<Applied>, Error> {
+    let command = project::Command::ApplyStage { stage: path.stage, settings: asked.body };
+    Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
+}
+
+/// End a stage: it takes no more deployments, and what runs on it is removed.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/stages/{stage}/archive",
+    tag = "stages",
+    operation_id = "archive_stage",
+    params(StagePath, IdempotencyKey),
+    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+)]
+pub(crate) async fn archive(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    let command = project::Command::ArchiveStage { stage: path.stage };
+    let committed = change(&api, &path.project, command, &asked.context).await?;
+    Ok(Taken(Accepted { sequence: committed.sequence }))
+}

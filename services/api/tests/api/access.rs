@@ -1,0 +1,101 @@
+//! Who gets in.
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::app::{Answer, App};
+
+/// Every operation of the document: method, path with its variables filled in, whether it is public.
+fn operations() -> Vec<(Method, String, bool)> {
+    let document: Value = serde_json::from_str(api::openapi()).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths");
+    let mut all = vec![];
+    for (path, item) in paths {
+        for (method, operation) in item.as_object().expect("an item") {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
+            let path = path
+                .replace("{project}", "shop")
+                .replace("{stage}", "dev")
+                .replace("{host}", "registry.test")
+                .replace("{id}", "018f0000-0000-7000-8000-000000000000");
+            assert!(!path.contains('{'), "a variable without a value: {path}");
+            let public = operation["security"] == serde_json::json!([{}]);
+            all.push((method, path, public));
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn nothing_but_health_answers_without_the_token() {
+    let app = App::start().await;
+    let operations = operations();
+    assert!(operations.len() > 20, "{operations:?}");
+    let public: Vec<_> = operations.iter().filter(|(_, _, public)| *public).map(|(_, path, _)| path.as_str()).collect();
+    assert_eq!(public, ["/api/v1/health"]);
+    for (method, path, public) in operations {
+        let url = format!("{}{path}", app.base);
+        let plain = || app.http.request(method.clone(), &url);
+        if public {
+            assert_eq!(Answer::of(plain()).await.status, 200, "{method} {path}");
+            continue;
+        }
+        for refused in [
+            plain(),
+            plain().bearer_auth("a-token-of-at-least-32-characterS"),
+            plain().bearer_auth(""),
+            plain().header("authorization", "Basic YWRtaW46YWRtaW4="),
+            app.http.request(method.clone(), format!("{url}?token={}", crate::app::TOKEN)),
+        ] {
+            let answer = Answer::of(refused).await;
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+            answer.problem(401, "unauthorized");
+        }
+        let answer = Answer::of(plain().bearer_auth(crate::app::TOKEN).timeout(std::time::Duration::from_secs(5)));
+        if path.ends_with("/stream") {
+            continue;
+        }
+        assert_ne!(answer.await.status, 401, "{method} {path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_exist_says_so_only_to_those_who_may_know() {
+    let app = App::start().await;
+    for path in ["/api/v1/nothing", "/api/v2/projects", "/api", "/", "/api/v1/projects/shop/secret"] {
+        let url = format!("{}{path}", app.base);
+        Answer::of(app.http.get(&url)).await.problem(401, "unauthorized");
+        Answer::of(app.http.get(&url).bearer_auth(crate::app::TOKEN)).await.problem(404, "no_such_path");
+    }
+    let url = format!("{}/api/v1/projects", app.base);
+    Answer::of(app.http.delete(&url)).await.problem(401, "unauthorized");
+    Answer::of(app.http.delete(&url).bearer_auth(crate::app::TOKEN)).await.problem(405, "method_not_allowed");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn every_answer_names_its_request_and_forbids_what_a_browser_might_do_with_it() {
+    let app = App::start().await;
+    for request in [app.request(Method::GET, "/projects"), app.http.get(format!("{}/nothing", app.base))] {
+        let answer = Answer::of(request.header("x-request-id", "mine")).await;
+        assert_ne!(answer.headers["x-request-id"], "mine");
+        assert!(answer.headers["content-security-policy"].to_str().expect("text").contains("frame-ancestors 'none'"));
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        assert!(!answer.headers.contains_key("server"));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_request_that_caused_an_event_is_named_in_it() {
+    let app = App::start().await;
+    let answer = app.put("/projects/shop", serde_json::json!({})).await;
+    let sequence = answer.accepted();
+    let events: Vec<_> = futures::StreamExt::collect(futures::StreamExt::take(app.log.follow(">", sequence - 1), 1)).await;
+    let event = events.into_iter().next().expect("one").expect("readable");
+    assert_eq!(event.context.request_id.as_deref(), answer.headers["x-request-id"].to_str().ok());
+    assert_eq!(event.context.actor, "admin");
+    app.stop().await;
+}

@@ -1,0 +1,298 @@
+//! A whole API on real NATS and PostgreSQL, with a projector behind it and a stand-in for the
+//! node's deployer, which knows the images that a test gives it.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use domain::{
+    DeploymentId, Key, Slug,
+    image::{Image, Reference, Source},
+    node::{NodeHealth, Resolve, ResolveError, Resolved, health_subject, resolve_subject},
+    stage::{self, Stage, Step},
+};
+use eventlog::EventLog;
+use futures::StreamExt;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub const TOKEN: &str = "a-token-of-at-least-32-characters";
+pub const NODE: &str = "local";
+
+/// Tag or digest as asked for, and what it means now.
+type Images = Arc<Mutex<BTreeMap<String, Resolved>>>;
+
+pub struct App {
+    pub base: String,
+    pub http: reqwest::Client,
+    pub log: EventLog,
+    images: Images,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    pub nats: testkit::Nats,
+    pub database: testkit::Database,
+    pool: readmodel::PgPool,
+    directory: tempfile::TempDir,
+}
+
+/// Parts that a test may leave out, to see what happens without them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Without {
+    Nothing,
+    Projector,
+    Node,
+}
+
+impl App {
+    pub async fn start() -> Self {
+        Self::start_without(Without::Nothing).await
+    }
+
+    pub async fn start_without(without: Without) -> Self {
+        let nats = testkit::Nats::start().await.expect("NATS starts");
+        let database = testkit::Postgres::database().await.expect("a database");
+        let directory = tempfile::tempdir().expect("a directory");
+        let pool = readmodel::connect(database.url()).await.expect("the database answers");
+        readmodel::migrate(&pool).await.expect("the schema");
+        let log = connect(&nats, directory.path()).await;
+        let port = testkit::free_port();
+        let mut app = Self {
+            base: format!("http://127.0.0.1:{port}"),
+            http: reqwest::Client::builder().no_proxy().build().expect("a client"),
+            log,
+            images: Images::default(),
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+            nats,
+            database,
+            pool,
+            directory,
+        };
+        if without != Without::Projector {
+            app.start_projector().await;
+        }
+        if without != Without::Node {
+            app.start_node().await;
+        }
+        app.start_api(port).await;
+        app
+    }
+
+    pub async fn start_projector(&mut self) {
+        let log = connect(&self.nats, self.directory.path()).await;
+        let (pool, stop) = (self.pool.clone(), self.stop.clone());
+        self.tasks.spawn(async move { projector::run(log, pool, stop).await.expect("the projector ends in order") });
+    }
+
+    async fn start_node(&mut self) {
+        let mut resolves = Box::pin(self.log.serve(&resolve_subject(NODE)).await.expect("served"));
+        let mut healths = Box::pin(self.log.serve(&health_subject(NODE)).await.expect("served"));
+        let images = self.images.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let (request, answer) = tokio::select! {
+                    Some(request) = resolves.next() => {
+                        let Resolve { reference } = serde_json::from_slice(&request.payload).expect("a question");
+                        let known = images.lock().expect("unpoisoned").get(&reference).cloned();
+                        let answer = serde_json::to_vec(&known.unwrap_or_else(|| Err(unknown(&reference))));
+                        (request, answer)
+                    }
+                    Some(request) = healths.next() => {
+                        (request, serde_json::to_vec(&NodeHealth { docker: Some("20.10".into()), error: None }))
+                    }
+                    else => return,
+                };
+                request.reply(answer.expect("JSON")).await.expect("answered");
+            }
+        });
+    }
+
+    async fn start_api(&mut self, port: u16) {
+        let config = api::Config {
+            listen: ([127, 0, 0, 1], port).into(),
+            admin_token: TOKEN.into(),
+            node: NODE.into(),
+        };
+        let log = connect(&self.nats, self.directory.path()).await;
+        let (pool, stop) = (self.pool.clone(), self.stop.clone());
+        self.tasks.spawn(async move { api::run(config, log, pool, stop).await.expect("the API ends in order") });
+        let health = format!("{}/api/v1/health", self.base);
+        eventually("the API answers", async || self.http.get(&health).send().await.is_ok()).await;
+    }
+
+    /// Ends everything as a signal would; fails where something does not end.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = async {
+            // The stand-in for the node ends with the log.
+            self.log.clone().close().await;
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.expect("no task panicked");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.expect("everything ends");
+    }
+
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// From now on `reference` means the image with this digest.
+    pub fn image(&self, reference: &str, digest: char) -> Image {
+        let digest = format!("sha256:{}", digest.to_string().repeat(64));
+        let image = Image { requested: reference.into(), digest, source: Source::Registry };
+        self.images.lock().expect("unpoisoned").insert(reference.into(), Ok(image.clone()));
+        image
+    }
+
+    pub fn no_image(&self, reference: &str, code: &str) {
+        let error = ResolveError { code: code.into(), message: "it is so".into(), hint: "do this".into() };
+        self.images.lock().expect("unpoisoned").insert(reference.into(), Err(error));
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/api/v1{path}", self.base)).bearer_auth(TOKEN)
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::GET, path)).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        Answer::of(self.request(Method::PUT, path).body(body.to_string()).header("content-type", "application/json")).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        Answer::of(self.request(Method::POST, path).body(body.to_string()).header("content-type", "application/json")).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::DELETE, path)).await
+    }
+
+    /// The same with an `Idempotency-Key`.
+    pub async fn keyed(&self, method: Method, path: &str, body: Value, key: &str) -> Answer {
+        let request = self.request(method, path).header("idempotency-key", key);
+        Answer::of(request.header("content-type", "application/json").body(body.to_string())).await
+    }
+
+    /// A project `slug` with the stages `dev` and `prod`, which deploy from `registry.test/<slug>`.
+    pub async fn project(&self, slug: &str) -> u64 {
+        let image = format!("registry.test/{slug}");
+        let stages = json!({ "dev": { "image": image }, "prod": { "image": image } });
+        self.put(&format!("/projects/{slug}"), json!({ "stages": stages })).await.accepted()
+    }
+
+    /// Takes a deployment through all its steps, as a deployer would; returns the last sequence.
+    pub async fn work(&self, project: &str, stage: &str, deployment: DeploymentId) -> u64 {
+        let slug = |text: &str| text.parse::<Slug>().expect("a slug");
+        let key = Key::<Stage>::stage(&slug(project), &slug(stage));
+        let worker = "test".to_owned();
+        let run = async |command| {
+            let context = runtime::clock::context("deployer/test");
+            self.log.execute(&key, command, &context).await.expect("a step").sequence
+        };
+        let mut sequence = run(stage::Command::Start { deployment, worker: worker.clone() }).await;
+        while let Some(step) = self.next_step(&key, deployment).await {
+            let worker = worker.clone();
+            sequence =
+                run(stage::Command::Complete { deployment, worker, step, elapsed_ms: 1, instances: vec![] }).await;
+        }
+        sequence
+    }
+
+    async fn next_step(&self, key: &Key<Stage>, deployment: DeploymentId) -> Option<Step> {
+        let stage = self.log.load(key).await.expect("loaded").state;
+        stage.active.filter(|active| active.deployment == deployment).and_then(|active| stage::next_step(&active))
+    }
+
+    /// Subjects of all events behind `after`, as the log has them, in order.
+    pub async fn subjects(&self, after: u64) -> Vec<String> {
+        let last = self.log.last_sequence().await.expect("an end");
+        let events = self.log.follow("sluice.events.>", after).take((last - after) as usize);
+        events.map(|event| event.expect("readable").subject).collect().await
+    }
+}
+
+async fn connect(nats: &testkit::Nats, directory: &std::path::Path) -> EventLog {
+    let key: PathBuf = directory.join("vault.key");
+    eventlog::vault::create_key(&key).expect("a key");
+    let config = eventlog::Config { url: nats.url().into(), name: "test".into(), master_key: Some(key) };
+    EventLog::connect(&config).await.expect("NATS takes us")
+}
+
+fn unknown(reference: &str) -> ResolveError {
+    // What is asked for is always a whole reference.
+    Reference::parse(reference).expect("a reference");
+    ResolveError {
+        code: "image_not_found".into(),
+        message: format!("{reference} does not exist"),
+        hint: "push it first".into(),
+    }
+}
+
+/// Waits for `probe` to answer true.
+pub async fn eventually(what: &str, probe: impl AsyncFn() -> bool) {
+    let waited = async {
+        while !probe().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.expect("a body");
+        Self { status, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) }
+    }
+
+    /// The body of a 200.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{:#}", self.body);
+        self.body
+    }
+
+    /// The sequence of a 202.
+    #[track_caller]
+    pub fn accepted(&self) -> u64 {
+        assert_eq!(self.status, 202, "{:#}", self.body);
+        self.body["sequence"].as_u64().expect("a sequence")
+    }
+
+    /// Asserts a problem with this status and code, complete in form.
+    #[track_caller]
+    pub fn problem(self, status: u16, code: &str) -> Value {
+        let problem = self.body;
+        assert_eq!((self.status.as_u16(), problem["code"].as_str()), (status, Some(code)), "{problem:#}");
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["type"], "about:blank");
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem:#}");
+        assert_eq!(problem["request_id"].as_str(), self.headers["x-request-id"].to_str().ok());
+        problem
+    }
+
+    /// The fields that a problem names.
+    #[track_caller]
+    pub fn fields(self, status: u16, code: &str) -> Vec<String> {
+        let problem = self.problem(status, code);
+        let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().map(|error| error["field"].as_str().expect("a field").to_owned()).collect()
+    }
+}

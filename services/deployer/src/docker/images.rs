@@ -1,0 +1,132 @@
+//! Images and networks.
+
+use std::collections::HashMap;
+
+use bollard::{
+    auth::DockerCredentials,
+    models::{CreateImageInfo, DistributionInspect, NetworkCreateRequest},
+    query_parameters as query,
+};
+use futures::StreamExt;
+
+use super::{Engine, QUICK, Result, SLOW, none_if_missing, none_if_used};
+
+/// An image on the engine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LocalImage {
+    pub(crate) id: String,
+    pub(crate) os: String,
+    pub(crate) arch: String,
+    /// As in EXPOSE, e.g. `8080/tcp`.
+    pub(crate) exposed: Vec<String>,
+    /// What its HEALTHCHECK runs, in Docker's form (`CMD`, ...).
+    pub(crate) healthcheck: Option<Vec<String>>,
+    /// For a HEALTHCHECK in shell form.
+    pub(crate) shell: Option<Vec<String>>,
+    /// Registries that are known to have it; zero for one that was built or loaded here.
+    pub(crate) digests: usize,
+}
+
+impl Engine {
+    /// `None` when the engine has no such image.
+    pub(crate) async fn image(&self, reference: &str) -> Result<Option<LocalImage>> {
+        let name = reference.to_owned();
+        let found =
+            self.call(format!("inspecting image {reference}"), QUICK, |docker| async move {
+                docker.inspect_image(&name).await
+            })
+            .await;
+        let Some(image) = none_if_missing(found)? else { return Ok(None) };
+        let config = image.config.unwrap_or_default();
+        let test = config.healthcheck.and_then(|check| check.test);
+        Ok(Some(LocalImage {
+            id: image.id.unwrap_or_default(),
+            os: image.os.unwrap_or_default(),
+            arch: image.architecture.unwrap_or_default(),
+            exposed: config.exposed_ports.unwrap_or_default(),
+            healthcheck: test.filter(|test| test.first().is_some_and(|kind| kind != "NONE" && !kind.is_empty())),
+            shell: config.shell,
+            digests: image.repo_digests.map_or(0, |digests| digests.len()),
+        }))
+    }
+
+    /// Pulls by digest. `progress` hears about every change; the stream may be long, so there is no
+    /// deadline but the caller's.
+    pub(crate) async fn pull(
+        &self,
+        repository: &str,
+        digest: &str,
+        credentials: Option<DockerCredentials>,
+        mut progress: impl FnMut(CreateImageInfo),
+    ) -> Result<()> {
+        let operation = format!("pulling {repository}@{digest}");
+        let options = query::CreateImageOptionsBuilder::default().from_image(repository).tag(digest).build();
+        let mut pulling = self.client(&operation).await?.create_image(Some(options), None, credentials);
+        while let Some(info) = pulling.next().await {
+            progress(info.map_err(|cause| self.error(&operation, cause))?);
+        }
+        Ok(())
+    }
+
+    /// What the registry says of `reference`.
+    pub(crate) async fn distribution(
+        &self,
+        reference: &str,
+        credentials: Option<DockerCredentials>,
+    ) -> Result<DistributionInspect> {
+        let name = reference.to_owned();
+        self.call(format!("asking the registry for {reference}"), QUICK, |docker| async move {
+            docker.inspect_registry_image(&name, credentials).await
+        })
+        .await
+    }
+
+    /// Does nothing where it is gone, or where a container of anybody's still uses it.
+    pub(crate) async fn remove_image(&self, reference: &str) -> Result<()> {
+        let name = reference.to_owned();
+        let removed = self
+            .change(format!("removing image {reference}"), SLOW, |docker| async move {
+                docker.remove_image(&name, None::<query::RemoveImageOptions>, None).await
+            })
+            .await;
+        none_if_used(removed.map(|_| ()))
+    }
+
+    /// The id of the network `name`, which is created where there is none.
+    pub(crate) async fn ensure_network(&self, name: &str, labels: HashMap<String, String>) -> Result<String> {
+        let _one_at_a_time = self.shared.networks.lock().await;
+        if let Some(id) = self.network(name).await? {
+            return Ok(id);
+        }
+        let request = NetworkCreateRequest {
+            name: name.to_owned(),
+            driver: Some("bridge".into()),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        let made = self.change(format!("creating network {name}"), QUICK, |docker| async move {
+            docker.create_network(request).await
+        });
+        Ok(made.await?.id)
+    }
+
+    async fn network(&self, name: &str) -> Result<Option<String>> {
+        let filters = HashMap::from([("name", vec![name])]);
+        let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let found = self
+            .call("listing networks".into(), QUICK, |docker| async move { docker.list_networks(Some(options)).await })
+            .await?;
+        // The filter takes any name that contains it.
+        Ok(found.into_iter().find(|network| network.name.as_deref() == Some(name)).and_then(|network| network.id))
+    }
+
+    /// Does nothing where it is gone, or where something still uses it.
+    pub(crate) async fn remove_network(&self, name: &str) -> Result<()> {
+        let _one_at_a_time = self.shared.networks.lock().await;
+        let Some(id) = self.network(name).await? else { return Ok(()) };
+        let removed = self
+            .change(format!("removing network {name}"), QUICK, |docker| async move { docker.remove_network(&id).await })
+            .await;
+        none_if_used(removed)
+    }
+}

@@ -1,0 +1,210 @@
+//! Answers to questions about the node: what bytes a reference means, and whether Docker is well.
+
+use std::sync::Arc;
+
+use bollard::auth::DockerCredentials;
+use domain::{
+    Key,
+    image::{Image, Reference, Source},
+    node::{self, NodeHealth, Resolve, ResolveError, Resolved},
+    registry::Registry,
+};
+use eventlog::{EventLog, Request};
+use futures::StreamExt;
+use tokio::task::JoinSet;
+
+use crate::{
+    Node,
+    docker::Version,
+    failure::{self, Problem, StepError},
+};
+
+/// Questions that are worked on at the same time; further ones wait.
+const AT_ONCE: usize = 16;
+
+pub(crate) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
+    enum Question {
+        Resolve(Request),
+        Health(Request),
+    }
+    let resolve = node.log.serve(&node::resolve_subject(&node.name)).await?.map(Question::Resolve);
+    let health = node.log.serve(&node::health_subject(&node.name)).await?.map(Question::Health);
+    let mut questions = std::pin::pin!(futures::stream::select(resolve, health));
+    let mut answering = JoinSet::new();
+    while let Some(question) = questions.next().await {
+        if answering.len() >= AT_ONCE {
+            answering.join_next().await;
+        }
+        while answering.try_join_next().is_some() {}
+        let node = node.clone();
+        answering.spawn(async move {
+            let (request, answer) = match question {
+                Question::Resolve(request) => {
+                    let answer = answer(&node, &request.payload).await;
+                    (request, serde_json::to_vec(&answer))
+                }
+                Question::Health(request) => (request, serde_json::to_vec(&well(&node).await)),
+            };
+            // Texts always become JSON; who asked may have gone.
+            if let Err(error) = request.reply(answer.unwrap_or_default()).await {
+                tracing::debug!(%error, "a question about the node was not answered");
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn well(node: &Node) -> NodeHealth {
+    match node.engine.version().await {
+        Ok(version) => NodeHealth { docker: Some(version.version), error: None },
+        Err(error) => NodeHealth { docker: None, error: Some(failure::chain(&error)) },
+    }
+}
+
+async fn answer(node: &Node, question: &[u8]) -> Resolved {
+    let asked: Resolve = serde_json::from_slice(question)
+        .map_err(|error| Problem::new("bad_request", error.to_string(), "ask with {\"reference\": \"repository:tag\"}"))
+        .map_err(said)?;
+    resolve(node, &asked.reference).await.map_err(|error| match error {
+        StepError::Failed(problem) | StepError::Transient(problem) => said(problem),
+        StepError::Fenced => said(Problem::new("internal", "fenced", "try again")),
+    })
+}
+
+fn said(Problem { code, message, hint, log: _ }: Problem) -> ResolveError {
+    ResolveError { code: code.into(), message, hint }
+}
+
+/// The bytes that `text` means now.
+///
+/// A registry is believed before the engine, whose tags may be old. Only what no registry gives is
+/// looked for among the engine's own images: those that were built there.
+async fn resolve(node: &Node, text: &str) -> Result<Image, StepError> {
+    let reference = Reference::parse(text)
+        .map_err(|error| Problem::new("bad_reference", error.to_string(), "give a repository and a tag or digest"))?;
+    let version = node.engine.version().await?;
+    let local = node.engine.image(text).await?;
+    if let Some(local) = &local {
+        if !runs_on(&local.os, &local.arch, &version) && reference.digest.is_some() {
+            return Err(wrong_platform(text, &[format!("{}/{}", local.os, local.arch)], &version).into());
+        }
+        if let Some(digest) = &reference.digest {
+            // These very bytes are here: nobody has to be asked.
+            return Ok(Image { requested: text.into(), digest: digest.clone(), source: Source::Registry });
+        }
+    }
+    let registry = reference.registry();
+    let named = reference.repository.starts_with(&format!("{registry}/"));
+    // Built here under a name without registry: no registry can mean the same.
+    let built_here = local.as_ref().is_some_and(|image| image.digests == 0) && !named;
+    let refused = if built_here {
+        None
+    } else {
+        let credentials = credentials(&node.log, registry).await?;
+        match node.engine.distribution(text, credentials).await {
+            Ok(found) => {
+                let platforms: Vec<String> = found
+                    .platforms
+                    .iter()
+                    .filter_map(|p| Some((p.os.as_deref()?, p.architecture.as_deref()?)))
+                    .filter(|(os, arch)| !os.is_empty() && !arch.is_empty() && *os != "unknown")
+                    .map(|(os, arch)| format!("{os}/{arch}"))
+                    .collect();
+                let fits = |p: &String| p.split_once('/').is_some_and(|(os, arch)| runs_on(os, arch, &version));
+                if !platforms.is_empty() && !platforms.iter().any(fits) {
+                    return Err(wrong_platform(text, &platforms, &version).into());
+                }
+                let nothing = || {
+                    Problem::new(
+                        "registry_error",
+                        format!("{registry} gave no digest for {text}"),
+                        "push the image again",
+                    )
+                };
+                let digest = found.descriptor.digest.ok_or_else(nothing)?;
+                return Ok(Image { requested: text.into(), digest, source: Source::Registry });
+            }
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => Some(failure::registry(&error, text, registry)),
+        }
+    };
+    match (local, refused) {
+        (Some(local), refused) if refused.as_ref().is_none_or(|refused| may_be_local(refused, named)) => {
+            if !runs_on(&local.os, &local.arch, &version) {
+                return Err(wrong_platform(text, &[format!("{}/{}", local.os, local.arch)], &version).into());
+            }
+            Ok(Image { requested: text.into(), digest: local.id, source: Source::Local })
+        }
+        (Some(_) | None, Some(refused)) => Err(refused.into()),
+        // Nobody refuses without having been asked, and nobody is asked only where it is local.
+        (Some(_) | None, None) => {
+            Err(Problem::new("image_not_found", format!("no image {text}"), "push it first").into())
+        }
+    }
+}
+
+/// Whether the engine's own image may stand in for what the registry did not give. One that cannot be
+/// reached might have a newer one, which matters where the reference names it.
+fn may_be_local(refused: &Problem, named: bool) -> bool {
+    !named || matches!(refused.code, "image_not_found" | "registry_unauthorized")
+}
+
+/// What is stored for a registry; none where nothing is.
+pub(crate) async fn credentials(log: &EventLog, registry: &str) -> Result<Option<DockerCredentials>, StepError> {
+    let key = Key::<Registry>::registry(registry)
+        .map_err(|error| Problem::new("bad_reference", error.to_string(), "name the registry as host[:port]"))?;
+    let Some(known) = log.load(&key).await?.state.credentials else { return Ok(None) };
+    let secret = log.vault().get(&known.secret).await?;
+    let password = secret.and_then(|secret| String::from_utf8(secret.expose().to_vec()).ok()).ok_or_else(|| {
+        Problem::new(
+            "credentials_missing",
+            format!("the password for {registry} is not in the vault"),
+            format!("store the credentials again (PUT /api/v1/registries/{registry}/credentials)"),
+        )
+    })?;
+    let server = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
+    Ok(Some(DockerCredentials {
+        username: Some(known.username),
+        password: Some(password),
+        serveraddress: Some(server.into()),
+        ..DockerCredentials::default()
+    }))
+}
+
+/// An image that does not say what it is for is taken to fit.
+pub(crate) fn runs_on(os: &str, arch: &str, engine: &Version) -> bool {
+    let same_os = os.is_empty() || engine.os.is_empty() || os == engine.os;
+    let same_arch = arch.is_empty() || engine.arch.is_empty() || arch == engine.arch;
+    same_os && (same_arch || (arch == "386" && engine.arch == "amd64"))
+}
+
+pub(crate) fn wrong_platform(reference: &str, platforms: &[String], engine: &Version) -> Problem {
+    let (os, arch) = (&engine.os, &engine.arch);
+    Problem::new(
+        "wrong_platform",
+        format!("{reference} is built for {}, and this node is {os}/{arch}", platforms.join(", ")),
+        format!("build the image for the node (`docker buildx build --platform {os}/{arch}`) and push it again"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_runs_where_it_was_built_for() {
+        let engine = Version { version: "20.10".into(), os: "linux".into(), arch: "amd64".into() };
+        assert!(runs_on("linux", "amd64", &engine) && runs_on("linux", "386", &engine) && runs_on("", "", &engine));
+        assert!(!runs_on("linux", "arm64", &engine) && !runs_on("windows", "amd64", &engine));
+        let problem = wrong_platform("shop:v1", &["linux/arm64".into()], &engine);
+        assert!(problem.message.contains("linux/arm64") && problem.hint.contains("linux/amd64"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_registry_that_cannot_be_reached_is_not_replaced_by_an_old_local_tag() {
+        let problem = |code| Problem::new(code, "", "");
+        assert!(may_be_local(&problem("image_not_found"), true));
+        assert!(!may_be_local(&problem("registry_unreachable"), true));
+        assert!(may_be_local(&problem("registry_unreachable"), false));
+    }
+}

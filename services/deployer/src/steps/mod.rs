@@ -1,0 +1,132 @@
+//! The steps of a rollout. Each may be interrupted anywhere and run again: what it made before is
+//! found by labels, what it wrote is compared before it is written.
+
+mod create;
+mod pull;
+mod retire;
+mod traffic;
+
+use std::{sync::Arc, time::Duration};
+
+use domain::{
+    DeploymentId,
+    settings::HealthCheck,
+    stage::{Instance, Release, Rollout, Spec, Step},
+};
+use eventlog::{LogLine, LogRef, LogStream};
+
+pub(crate) use retire::{ORPHAN_GRACE, remove_all, stop_all, tidy};
+pub(crate) use traffic::refresh_route;
+
+use crate::{
+    Node, Place,
+    docker::{Container, Engine},
+    failure::StepError,
+    health,
+};
+
+/// Everything a step may look at.
+pub(crate) struct Job {
+    pub(crate) node: Arc<Node>,
+    /// Counts this rollout's own changes.
+    pub(crate) engine: Engine,
+    pub(crate) place: Place,
+    pub(crate) rollout: Rollout,
+    /// Entitles to write the route: grows with every worker that takes the rollout up.
+    pub(crate) fence: u64,
+    /// The step was begun before, by a worker that was lost or before the engine went away: what it
+    /// had started may have been stopped without fault of its own.
+    pub(crate) again: bool,
+}
+
+/// Runs `step`. The instances are those it created, none for other steps.
+pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepError> {
+    let done = |()| vec![];
+    match step {
+        Step::Pull => pull::pull(job).await.map(done),
+        Step::Hold | Step::Rehold => traffic::hold(job).await.map(done),
+        Step::Create => create::create(job, job.rollout.deployment, &job.rollout.spec).await,
+        Step::AwaitHealthy => await_healthy(job, job.rollout.deployment, &job.rollout.spec).await.map(done),
+        Step::Switch => traffic::switch(job).await.map(done),
+        Step::Bake => bake(job).await.map(done),
+        Step::Drain => traffic::drain(job).await.map(done),
+        Step::Retire => retire::retire(job).await.map(done),
+        Step::Discard => retire::discard(job).await.map(done),
+        Step::Restore => restore(job).await.map(done),
+        Step::Revert => traffic::revert(job).await.map(done),
+    }
+}
+
+/// How long `step` may take before it has failed. The step's own limits come first, with a better message.
+pub(crate) fn limit(step: Step, rollout: &Rollout) -> Duration {
+    let settings = &rollout.spec.settings;
+    let previous = rollout.previous.as_ref().map(|release| &release.spec.settings);
+    let grace = previous.map_or(Duration::ZERO, |s| s.stop_grace.duration()).max(settings.stop_grace.duration());
+    match step {
+        Step::Pull => Duration::from_secs(600),
+        Step::Hold | Step::Rehold | Step::Switch | Step::Revert => Duration::from_secs(40),
+        Step::Create => Duration::from_secs(120),
+        Step::AwaitHealthy => health_limit(&settings.health),
+        Step::Bake => settings.bake.duration() + Duration::from_secs(30),
+        Step::Drain => previous.map_or(Duration::ZERO, |s| s.drain.duration()) + Duration::from_secs(60),
+        Step::Retire => grace + Duration::from_secs(120),
+        Step::Discard => grace + settings.drain.duration() + Duration::from_secs(120),
+        Step::Restore => previous.map_or(Duration::ZERO, |s| health_limit(&s.health)) + Duration::from_secs(120),
+    }
+}
+
+fn health_limit(check: &HealthCheck) -> Duration {
+    check.limit().duration() + Duration::from_secs(30)
+}
+
+impl Job {
+    /// Tells the followers of the deployment what the step does.
+    pub(crate) fn note(&self, text: impl Into<String>) {
+        let from = LogRef {
+            project: self.place.project.clone(),
+            stage: self.place.stage.clone(),
+            deployment: self.rollout.deployment,
+            source: "step".into(),
+        };
+        let line = LogLine { time: runtime::clock::now(), stream: LogStream::Step, text: text.into() };
+        self.node.log.logs().append(&from, vec![line]);
+    }
+
+    /// The containers of a deployment, by replica.
+    pub(crate) async fn containers(&self, deployment: DeploymentId) -> Result<Vec<Container>, StepError> {
+        let owner = self.node.labels();
+        Ok(self.engine.containers(owner, owner.of_deployment(&self.place, deployment)).await?)
+    }
+
+    /// Where this rollout's removal or replacement has to look for what served before.
+    pub(crate) fn previous(&self) -> Option<&Release> {
+        self.rollout.previous.as_ref()
+    }
+}
+
+/// Waits until every container of the set is healthy; from then on the engine keeps them running.
+async fn await_healthy(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<(), StepError> {
+    if job.again {
+        // Whatever stopped them was not their own doing.
+        create::create(job, deployment, spec).await?;
+    }
+    let containers = job.containers(deployment).await?;
+    health::await_all(job, &containers, spec).await?;
+    for container in &containers {
+        job.engine.set_restart(&container.id, true).await?;
+    }
+    Ok(())
+}
+
+async fn bake(job: &Job) -> Result<(), StepError> {
+    let containers = job.containers(job.rollout.deployment).await?;
+    health::watch_all(job, &containers, &job.rollout.spec).await
+}
+
+/// Brings the previous release back: the containers that were stopped, or new ones where they are gone.
+async fn restore(job: &Job) -> Result<(), StepError> {
+    let Some(previous) = job.previous() else { return Ok(()) };
+    pull::have_image(job, &previous.spec.image).await?;
+    create::create(job, previous.deployment, &previous.spec).await?;
+    await_healthy(job, previous.deployment, &previous.spec).await
+}

@@ -1,0 +1,394 @@
+//! Takes commands from the node's queue and carries each rollout to its end, step by step.
+
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use domain::{
+    Context, DeploymentId, Event,
+    stage::{self, Command, Instance, Rejection, Rollout, Step, next_step},
+};
+use eventlog::{Committed, Delivery, ExecuteError};
+use futures::StreamExt;
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Node, Place,
+    docker::Engine,
+    failure::{Problem, StepError, chain},
+    steps::{self, Job},
+};
+
+/// The queue gives a command to another worker when it has heard nothing for five times this long.
+const ALIVE: Duration = Duration::from_secs(1);
+/// Between two tries of what NATS or the engine did not take.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A rollout that cannot go on is taken up again after this.
+const LATER: Duration = Duration::from_secs(10);
+/// How long to wait for changes of the engine that a step left behind.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// How work on a command ended.
+enum End {
+    /// Nothing is left to do about it.
+    Done,
+    /// Someone else has it now.
+    Lost,
+    /// To be delivered again after this long.
+    Again(Duration),
+}
+
+/// The way to reach the task that works on a stage.
+#[derive(Default)]
+struct Hand {
+    /// Something happened to the stage that may change what comes next.
+    look: Notify,
+    /// The command was delivered again: the task has lost its lease.
+    replaced: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// The rollouts that are worked on here, by stage.
+#[derive(Default)]
+struct Running(Mutex<HashMap<Place, Arc<Hand>>>);
+
+impl Running {
+    /// Makes the caller the only one here that works on `place`.
+    async fn take_over(&self, place: &Place) -> Arc<Hand> {
+        let hand = Arc::new(Hand::default());
+        let before = self.lock().insert(place.clone(), hand.clone());
+        if let Some(before) = before {
+            before.replaced.cancel();
+            before.ended.cancelled().await;
+        }
+        hand
+    }
+
+    fn leave(&self, place: &Place, hand: &Arc<Hand>) {
+        hand.ended.cancel();
+        let mut running = self.lock();
+        if running.get(place).is_some_and(|held| Arc::ptr_eq(held, hand)) {
+            running.remove(place);
+        }
+    }
+
+    fn look(&self, place: &Place) {
+        if let Some(hand) = self.lock().get(place) {
+            hand.look.notify_one();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Arc<Hand>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Works on at most `concurrency` rollouts at a time, until `shutdown`.
+pub(crate) async fn run(node: Arc<Node>, concurrency: usize, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let running = Arc::new(Running::default());
+    // Before the first command, so that no cancel falls between.
+    let after = node.log.last_sequence().await?;
+    let mut commands = node.log.commands(&node.name).await?;
+    let mut cancels = pin!(watch_cancels(&node, &running, after));
+    let slots = Arc::new(Semaphore::new(concurrency));
+    let mut tasks = JoinSet::new();
+    let mut taken = 0_u64;
+    let ended = loop {
+        let next = async {
+            let slot = slots.clone().acquire_owned().await;
+            (slot, commands.next().await)
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => break Ok(()),
+            ended = &mut cancels => break ended,
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => report_panic(ended),
+            (slot, delivery) = next => match delivery {
+                Ok(delivery) => {
+                    taken += 1;
+                    let worker = format!("{}/{taken}", node.worker);
+                    let work = work(node.clone(), running.clone(), worker, delivery, shutdown.clone());
+                    tasks.spawn(async move {
+                        work.await;
+                        drop(slot);
+                    });
+                }
+                Err(eventlog::Error::Closed) => break Ok(()),
+                Err(error) => tracing::error!(error = chain(&error), "a command cannot be read; it stays in the queue"),
+            },
+        }
+    };
+    shutdown.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        report_panic(ended);
+    }
+    ended
+}
+
+/// The command of a task that panicked is delivered again; the others must not suffer.
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "work on a rollout ended unexpectedly");
+    }
+}
+
+async fn watch_cancels(node: &Node, running: &Running, after: u64) -> anyhow::Result<()> {
+    let mut cancels = pin!(node.log.follow("sluice.events.stage.*.*.deployment.cancel_requested", after));
+    while let Some(event) = cancels.next().await {
+        let event = event?;
+        if let (Some(Ok(project)), Some(Ok(stage))) = (event.project().map(str::parse), event.stage().map(str::parse)) {
+            running.look(&Place { project, stage });
+        }
+    }
+    Ok(())
+}
+
+async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: Delivery, shutdown: CancellationToken) {
+    let place = Place { project: delivery.project.clone(), stage: delivery.stage.clone() };
+    let hand = running.take_over(&place).await;
+    let engine = node.engine.apart();
+    let Event::Stage(stage::Event::Dispatched { deployment, .. }) = delivery.recorded.event else {
+        tracing::error!(%place, kind = delivery.recorded.kind, "a command that is no dispatch; dropped");
+        running.leave(&place, &hand);
+        return finish(End::Done, delivery, &place).await;
+    };
+    let rollout = Carrier {
+        node,
+        engine,
+        place,
+        deployment,
+        worker,
+        cause: delivery.recorded.context.clone(),
+        cause_id: delivery.recorded.id,
+    };
+    let end = tokio::select! {
+        biased;
+        () = hand.replaced.cancelled() => End::Lost,
+        () = shutdown.cancelled() => End::Again(Duration::ZERO),
+        end = Box::pin(rollout.carry_out(&hand)) => end,
+        end = keep_alive(&delivery) => end,
+    };
+    if matches!(end, End::Lost) {
+        rollout.settle().await;
+    }
+    running.leave(&rollout.place, &hand);
+    finish(end, delivery, &rollout.place).await;
+}
+
+/// Never ends.
+async fn keep_alive(delivery: &Delivery) -> End {
+    let mut tick = tokio::time::interval(ALIVE);
+    loop {
+        tick.tick().await;
+        if let Err(error) = delivery.progress().await {
+            // The lease may pass to another; then its reports count and ours do not.
+            tracing::debug!(%error, "a command could not be kept alive");
+        }
+    }
+}
+
+async fn finish(end: End, delivery: Delivery, place: &Place) {
+    let told = match end {
+        End::Done => delivery.done().await,
+        End::Again(delay) => delivery.retry(delay).await,
+        // The answer belongs to whoever has it now.
+        End::Lost => Ok(()),
+    };
+    if let Err(error) = told {
+        tracing::warn!(error = chain(&error), %place, "a command will be delivered once more");
+    }
+}
+
+/// Carries one rollout to its end.
+struct Carrier {
+    node: Arc<Node>,
+    engine: Engine,
+    place: Place,
+    deployment: DeploymentId,
+    /// Names this attempt: another, even here, fences it off.
+    worker: String,
+    cause: Context,
+    cause_id: uuid::Uuid,
+}
+
+impl Carrier {
+    async fn carry_out(&self, hand: &Hand) -> End {
+        self.steps(hand).await.unwrap_or_else(|end| end)
+    }
+
+    async fn steps(&self, hand: &Hand) -> Result<End, End> {
+        let Some(rollout) = self.load().await? else {
+            self.tidy(None).await;
+            return Ok(End::Done);
+        };
+        let image = rollout.spec.image.pinned();
+        let mut again = rollout.worker.is_some();
+        let start = Command::Start { deployment: self.deployment, worker: self.worker.clone() };
+        let fence = self.report(start).await?.map_or(0, |started| started.sequence);
+        while let Some(rollout) = self.load().await? {
+            if rollout.worker.as_ref() != Some(&self.worker) {
+                return Err(End::Lost);
+            }
+            let Some(step) = next_step(&rollout) else {
+                tracing::error!(place = %self.place, "a rollout has no next step and no end");
+                return Err(End::Again(LATER));
+            };
+            let job = Job {
+                node: self.node.clone(),
+                engine: self.engine.clone(),
+                place: self.place.clone(),
+                rollout,
+                fence,
+                again: std::mem::take(&mut again),
+            };
+            let began = Instant::now();
+            let outcome = tokio::select! {
+                outcome = run_step(job, step) => outcome,
+                () = self.turned(hand, step) => {
+                    self.settle().await;
+                    continue;
+                }
+            };
+            let command = self.command(step, began.elapsed(), outcome).await?;
+            self.report(command).await?;
+        }
+        self.tidy(Some(image)).await;
+        Ok(End::Done)
+    }
+
+    async fn command(&self, step: Step, elapsed: Duration, outcome: Outcome) -> Result<Command, End> {
+        let (deployment, worker) = (self.deployment, self.worker.clone());
+        let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        match outcome {
+            Ok(instances) => Ok(Command::Complete { deployment, worker, step, elapsed_ms, instances }),
+            Err(Some(problem)) => {
+                tracing::warn!(place = %self.place, ?step, code = problem.code, problem.message, "a step failed");
+                Ok(Command::Fail { deployment, worker, elapsed_ms, failure: problem.at(step) })
+            }
+            // Nobody took over, so what stands there is not of this log's making.
+            Err(None) if self.load().await?.is_some_and(|rollout| rollout.worker.as_ref() == Some(&self.worker)) => {
+                let failure = Problem::new(
+                    "route_fenced",
+                    "the stage's route was written on behalf of a later event than this log holds",
+                    "the log was restored from an older backup: remove the `routes` bucket, and the edges get fresh routes",
+                );
+                Ok(Command::Fail { deployment, worker, elapsed_ms, failure: failure.at(step) })
+            }
+            Err(None) => Err(End::Lost),
+        }
+    }
+
+    /// The stage's rollout; none when that is not this deployment's (any more).
+    async fn load(&self) -> Result<Option<Rollout>, End> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.node.log.load(&self.place.key()).await {
+                Ok(loaded) => {
+                    return Ok(loaded.state.active.filter(|active| active.deployment == self.deployment));
+                }
+                Err(eventlog::Error::Unavailable { .. }) => wait(&mut pause).await,
+                Err(error) => return Err(self.stuck(&error)),
+            }
+        }
+    }
+
+    /// Tells the log. `None` when the rollout ended otherwise, or went on without this report.
+    async fn report(&self, command: Command) -> Result<Option<Committed>, End> {
+        let context = Context {
+            correlation_id: self.cause.correlation_id,
+            causation_id: Some(self.cause_id),
+            traceparent: self.cause.traceparent.clone(),
+            ..self.node.context()
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.node.log.execute(&self.place.key(), command.clone(), &context).await {
+                Ok(committed) => return Ok(Some(committed)),
+                Err(ExecuteError::Conflict | ExecuteError::Log(eventlog::Error::Unavailable { .. })) => {
+                    wait(&mut pause).await;
+                }
+                Err(ExecuteError::Rejected(Rejection::Fenced { .. })) => return Err(End::Lost),
+                // The next look at the stage says what is to be done instead.
+                Err(ExecuteError::Rejected(
+                    Rejection::Ended(_) | Rejection::UnknownDeployment | Rejection::OutOfStep { .. },
+                )) => return Ok(None),
+                Err(error) => return Err(self.stuck(&error)),
+            }
+        }
+    }
+
+    /// Returns when the rollout has something else to do than `step`.
+    async fn turned(&self, hand: &Hand, step: Step) {
+        loop {
+            hand.look.notified().await;
+            match self.load().await {
+                Ok(Some(rollout)) if next_step(&rollout) == Some(step) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// A step that was left may have changes of the engine under way; the next must see their outcome.
+    async fn settle(&self) {
+        if tokio::time::timeout(SETTLE, self.engine.settled()).await.is_err() {
+            tracing::warn!(place = %self.place, "the engine is still busy with a step that was left");
+        }
+    }
+
+    /// What this leaves undone is done by the next sweep.
+    async fn tidy(&self, image: Option<String>) {
+        match steps::tidy(&self.node, &self.place, image).await {
+            Ok(()) | Err(StepError::Fenced) => {}
+            Err(StepError::Transient(problem) | StepError::Failed(problem)) => {
+                tracing::warn!(place = %self.place, problem.message, "tidying up after a rollout failed");
+            }
+        }
+    }
+
+    fn stuck(&self, error: &dyn std::error::Error) -> End {
+        tracing::error!(error = chain(error), place = %self.place, "a rollout cannot go on; it is tried again later");
+        End::Again(LATER)
+    }
+}
+
+/// What a step made, or why it failed; nothing where another worker has taken over.
+type Outcome = Result<Vec<Instance>, Option<Problem>>;
+
+/// Runs `step` until it has an outcome: as often as the engine or NATS is away, but not beyond its limit.
+async fn run_step(mut job: Job, step: Step) -> Outcome {
+    let limit = steps::limit(step, &job.rollout);
+    let end = tokio::time::Instant::now() + limit;
+    let mut pause = FIRST_PAUSE;
+    let mut last: Option<Problem> = None;
+    loop {
+        match tokio::time::timeout_at(end, steps::run(step, &job)).await {
+            Ok(Ok(instances)) => return Ok(instances),
+            Ok(Err(StepError::Failed(problem))) => return Err(Some(problem)),
+            Ok(Err(StepError::Fenced)) => return Err(None),
+            Ok(Err(StepError::Transient(problem))) => {
+                if last.is_none() {
+                    job.note(format!("{}; trying again", problem.message));
+                }
+                if tokio::time::Instant::now() + pause >= end {
+                    return Err(Some(problem));
+                }
+                last = Some(problem);
+                job.again = true;
+                wait(&mut pause).await;
+            }
+            Err(_) => return Err(Some(Problem::deadline(step, limit, last.as_ref()))),
+        }
+    }
+}
+
+async fn wait(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
+}

@@ -1,0 +1,136 @@
+//! Workers that die, an engine that goes away, and people who change their minds.
+
+use std::time::{Duration, Instant};
+
+use domain::stage::{self, Command, Outcome};
+use testkit::SampleImage;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
+
+use crate::lab::Lab;
+
+#[tokio::test]
+async fn a_rollout_whose_worker_died_is_carried_on_by_the_next() {
+    let mut lab = Lab::new().await;
+    let image = lab.image("v1", SampleImage::new("1").env("START_DELAY_MS", 4000)).await;
+    let mut settings = lab.settings();
+    settings.health.start_period = domain::Span::secs(20);
+    let deployment = lab.request(image, settings).await;
+    lab.saw("created", |event| matches!(event, stage::Event::Created { .. })).await;
+    lab.kill_deployer();
+    lab.start_deployer().await;
+    let run = lab.end(deployment).await;
+    assert_eq!(
+        run.names,
+        [
+            "requested",
+            "dispatched",
+            "started",
+            "pulled",
+            "created",
+            "started",
+            "healthy",
+            "switched",
+            "retired",
+            "succeeded"
+        ]
+    );
+    assert_eq!(lab.standing().await[&deployment], (1, 1));
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_deployer_that_is_stopped_leaves_its_rollout_to_the_next_at_once() {
+    let mut lab = Lab::new().await;
+    let image = lab.image("v1", SampleImage::new("1").env("START_DELAY_MS", 2000)).await;
+    let mut settings = lab.settings();
+    settings.health.start_period = domain::Span::secs(20);
+    let deployment = lab.request(image, settings).await;
+    lab.saw("created", |event| matches!(event, stage::Event::Created { .. })).await;
+    lab.stop_deployer().await;
+    assert!(lab.state().await.active.is_some_and(|active| active.failure.is_none()), "nothing was reported");
+    let began = Instant::now();
+    lab.start_deployer().await;
+    let run = lab.end(deployment).await;
+    assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_cancel_is_obeyed_within_a_second() {
+    let lab = Lab::new().await;
+    let image = lab.image("v1", SampleImage::new("1").env("START_DELAY_MS", 60_000)).await;
+    let mut settings = lab.settings();
+    settings.health.start_period = domain::Span::secs(60);
+    settings.stop_grace = domain::Span::ZERO;
+    let deployment = lab.request(image, settings).await;
+    lab.saw("created", |event| matches!(event, stage::Event::Created { .. })).await;
+    let began = Instant::now();
+    lab.execute(Command::Cancel { deployment, reason: None }).await;
+    let run = lab.end(deployment).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(run.outcome, Outcome::Cancelled);
+    lab.stands("nothing", |standing| standing.is_empty()).await;
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_goes_away_for_a_while_costs_only_time() {
+    let mut lab = Lab::without_edge().await;
+    lab.edge = Some(crate::edge::FakeEdge::start(&lab.log).await);
+    let path = lab.directory().join("docker.sock");
+    let engine = lab.docker.host().trim_start_matches("unix://").to_owned();
+    let mut gate = Gate::open(&path, &engine);
+    lab.start_deployer_on(format!("unix://{}", path.display())).await;
+    let image = lab.image("v1", SampleImage::new("1").env("START_DELAY_MS", 1500)).await;
+    let mut settings = lab.settings();
+    settings.health.start_period = domain::Span::secs(20);
+    settings.health.check = domain::settings::Check::Http;
+    let deployment = lab.request(image, settings).await;
+    lab.saw("created", |event| matches!(event, stage::Event::Created { .. })).await;
+    gate.close(&path);
+    let health = lab.log.request(&domain::node::health_subject("local"), vec![], Duration::from_secs(20)).await;
+    let health: domain::node::NodeHealth = serde_json::from_slice(&health.expect("an answer")).expect("readable");
+    assert!(health.docker.is_none() && health.error.is_some(), "{health:?}");
+    let refused = lab.resolve("shop:v1").await.expect_err("no engine");
+    assert_eq!(refused.code, "engine_unavailable", "{refused:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let _gate = Gate::open(&path, &engine);
+    let run = lab.end(deployment).await;
+    assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+    assert_eq!(lab.standing().await[&deployment], (1, 1));
+    lab.close().await;
+}
+
+/// The way to the engine, which a test can close: connections break, and new ones are refused.
+struct Gate {
+    tasks: JoinSet<()>,
+}
+
+impl Gate {
+    fn open(path: &std::path::Path, engine: &str) -> Gate {
+        let listener = UnixListener::bind(path).expect("a socket");
+        let engine = engine.to_owned();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut from, _) = listener.accept().await.expect("a connection");
+                let engine = engine.clone();
+                connections.spawn(async move {
+                    let mut to = UnixStream::connect(engine).await.expect("the engine");
+                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                });
+            }
+        });
+        Gate { tasks }
+    }
+
+    fn close(&mut self, path: &std::path::Path) {
+        self.tasks.abort_all();
+        std::fs::remove_file(path).expect("removed");
+    }
+}

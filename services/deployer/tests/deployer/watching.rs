@@ -1,0 +1,175 @@
+//! What happens between rollouts.
+
+use bollard::{
+    models::ContainerCreateBody,
+    query_parameters::{CreateContainerOptionsBuilder, StopContainerOptions},
+};
+use domain::{
+    DeploymentId,
+    stage::{self, Command, Outcome},
+};
+use eventlog::LogFilter;
+use futures::StreamExt;
+use testkit::SampleImage;
+
+use crate::lab::Lab;
+
+#[tokio::test]
+async fn a_container_that_dies_is_an_event_and_comes_back() {
+    let lab = Lab::new().await;
+    let image = lab.image("v1", SampleImage::new("1").env("EXIT_AFTER_MS", 4000).env("EXIT_CODE", 7)).await;
+    let run = lab.deploy(image, lab.settings()).await;
+    assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+    lab.saw("its exit", |event| matches!(event, stage::Event::InstanceExited { exit_code: 7, .. })).await;
+    let mut starts = 0;
+    lab.saw("its return", |event| {
+        starts += usize::from(matches!(event, stage::Event::InstanceStarted { address: Some(_), .. }));
+        starts == 2
+    })
+    .await;
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_new_address_reaches_the_route() {
+    let lab = Lab::new().await;
+    let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
+    let before = lab.live().await.expect("live").1;
+    let client = lab.docker.client();
+    let (_, container) = lab.containers().await.remove(0);
+    let (id, image) = (container.id.expect("an id"), container.image.expect("an image"));
+    client.stop_container(&id, None::<StopContainerOptions>).await.expect("stopped");
+    // Takes the address that became free.
+    let name = format!("{}-squatter", lab.project);
+    let label = ("dev.sluice.installation".to_owned(), lab.log.installation().to_string());
+    let place = [
+        ("project", lab.project.to_string()),
+        ("stage", lab.stage.to_string()),
+        ("deployment", run.deployment.to_string()),
+    ];
+    let labels = place.map(|(name, value)| (format!("dev.sluice.{name}"), value)).into_iter().chain([label]).collect();
+    let host_config =
+        bollard::models::HostConfig { network_mode: Some(format!("sluice-{}", lab.project)), ..Default::default() };
+    let body = ContainerCreateBody {
+        image: Some(image),
+        labels: Some(labels),
+        host_config: Some(host_config),
+        ..Default::default()
+    };
+    let options = CreateContainerOptionsBuilder::default().name(&name).build();
+    client.create_container(Some(options), body).await.expect("created");
+    client.start_container(&name, None).await.expect("started");
+    client.start_container(&id, None).await.expect("started again");
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        loop {
+            let (serving, after) = lab.live().await.expect("live");
+            if after != before {
+                return (serving, after);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    let (serving, after) = waited.await.expect("the route follows");
+    assert_eq!((serving, after.len()), (run.deployment, 1));
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_deployer_that_starts_sets_right_what_it_finds() {
+    let mut lab = Lab::new().await;
+    let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
+    lab.stop_deployer().await;
+    let client = lab.docker.client();
+    let (_, container) = lab.containers().await.remove(0);
+    let id = container.id.expect("an id");
+    client.stop_container(&id, None::<StopContainerOptions>).await.expect("stopped");
+    // Of a deployment that nobody knows.
+    let orphan = DeploymentId(runtime::clock::new_id());
+    let mut labels = container.labels.expect("labelled");
+    labels.insert("dev.sluice.deployment".into(), orphan.to_string());
+    let body = ContainerCreateBody { image: container.image, labels: Some(labels), ..Default::default() };
+    let options = CreateContainerOptionsBuilder::default().name(&format!("{}-orphan", lab.project)).build();
+    client.create_container(Some(options), body).await.expect("created");
+    lab.stands("both", |standing| standing.len() == 2).await;
+    lab.log
+        .bucket(domain::traffic::ROUTES)
+        .delete(&format!("{}.{}", lab.project, lab.stage), None)
+        .await
+        .expect("lost");
+
+    lab.start_deployer().await;
+    lab.stands("the current release runs, alone", |standing| {
+        standing.len() == 1 && standing.get(&run.deployment) == Some(&(1, 1))
+    })
+    .await;
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while lab.live().await.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.expect("the route is written again");
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn an_archived_stage_leaves_nothing_behind() {
+    let lab = Lab::new().await;
+    let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
+    assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+    lab.deploy(lab.image("v2", SampleImage::new("2")).await, lab.settings()).await;
+    let removal = DeploymentId(runtime::clock::new_id());
+    lab.execute(Command::Archive { removal }).await;
+    let run = lab.end(removal).await;
+    assert_eq!(run.names, ["requested", "dispatched", "started", "switched", "drained", "retired", "succeeded"]);
+    assert_eq!(lab.standing().await.len(), 0);
+    assert_eq!(lab.route().await, None);
+    let network = format!("sluice-{}", lab.project);
+    assert!(lab.docker.client().inspect_network(&network, None).await.is_err(), "the network is still there");
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn output_reaches_its_followers_once() {
+    let mut lab = Lab::new().await;
+    let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
+    let address = lab.live().await.expect("live").1.remove(0);
+    let filter = LogFilter { project: lab.project.clone(), stage: lab.stage.clone(), deployment: Some(run.deployment) };
+    let mut output = lab.log.logs().read(filter.clone(), 1000, true).boxed();
+    get(&address, "/log?text=first-line").await;
+    let mut sources = Vec::new();
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        loop {
+            let entry = output.next().await.expect("no end").expect("readable");
+            sources.push(entry.source.clone());
+            if entry.line.text.contains("first-line") {
+                return entry;
+            }
+        }
+    });
+    let entry = waited.await.expect("the line comes");
+    assert!(entry.source.starts_with(lab.project.as_str()), "{entry:?}");
+    assert!(sources.iter().any(|source| source == "step"), "{sources:?}");
+
+    // The next deployer goes on where this one stopped.
+    lab.stop_deployer().await;
+    get(&address, "/log?text=second-line").await;
+    lab.start_deployer().await;
+    get(&address, "/log?text=third-line").await;
+    let mut texts = vec![entry.line.text];
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while !texts.iter().any(|text| text.contains("third-line")) {
+            texts.push(output.next().await.expect("no end").expect("readable").line.text);
+        }
+    });
+    waited.await.expect("the lines come");
+    for line in ["first-line", "second-line", "third-line"] {
+        assert_eq!(texts.iter().filter(|text| text.contains(line)).count(), 1, "{line}: {texts:?}");
+    }
+    lab.close().await;
+}
+
+async fn get(address: &str, path: &str) {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = client.get(format!("http://{address}{path}")).send().await.expect("an answer");
+    assert!(answer.status().is_success(), "{answer:?}");
+}

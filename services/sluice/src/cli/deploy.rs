@@ -1,0 +1,96 @@
+//! `sluice deploy` and `sluice cancel`.
+
+use clap::Args;
+use domain::{DeploymentId, Slug};
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    Target,
+    exit::{Code, Failure},
+    rollout,
+    ui::{self, Ui},
+};
+use crate::client::{self, Client, Deployment, DeploymentAccepted, Parts, Stage, Status};
+
+#[derive(Args)]
+pub(crate) struct Deploy {
+    #[command(flatten)]
+    target: Target,
+    /// [registry/]repository[:tag], or only a tag where the stage names its repository
+    image: String,
+    /// Look on, step by step, until it has ended; Ctrl-C only ends the looking on
+    #[arg(short, long)]
+    follow: bool,
+    /// The same key for the same request deploys once, however often it is sent
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Cancel {
+    /// Id of a deployment, or a project whose STAGE follows
+    #[arg(value_name = "DEPLOYMENT|PROJECT")]
+    target: String,
+    /// Cancels what is on its way on this stage
+    stage: Option<Slug>,
+    /// Why; part of the history
+    #[arg(short, long)]
+    reason: Option<String>,
+}
+
+pub(super) async fn run(args: Deploy, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let Deploy { target, image, follow, idempotency_key } = args;
+    let parts = Parts { idempotency_key, ..Parts::body(json!({ "image": image })) };
+    let answer = client.send(Method::POST, &target.path("/deployments"), parts).await?;
+    let DeploymentAccepted { sequence, deployment, image } = client::read(answer.clone())?;
+    if !follow {
+        // It is accepted either way, so that the read models lag is no reason to fail.
+        let seen = client.get(&format!("/deployments/{deployment}"), &[("at_least", sequence.to_string())]).await;
+        let known: Option<Deployment> = seen.and_then(client::read).ok();
+        ui.result(&answer, || headline(&target, deployment, &image))?;
+        if known.is_some_and(|known| known.status == Status::Queued) {
+            ui.note("it waits until the deployment before it has ended");
+        }
+        ui.note(format!("`sluice deployment {deployment} --follow` looks on until it has ended"));
+        return Ok(Code::Ok);
+    }
+    if ui.json {
+        ui.entry(&json!({ "accepted": answer }))?;
+    } else {
+        ui.line(headline(&target, deployment, &image))?;
+    }
+    // From the last event of the decision on: where the stage was idle, that is the dispatch.
+    rollout::follow(client, ui, &target, deployment, sequence.saturating_sub(1)).await
+}
+
+fn headline(target: &Target, deployment: DeploymentId, image: &domain::image::Image) -> String {
+    format!("{target}: deployment {deployment} of {} ({})", image.requested, ui::short_digest(&image.digest))
+}
+
+pub(super) async fn cancel(args: Cancel, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let Cancel { target, stage, reason } = args;
+    let deployment = match stage {
+        None => target.parse::<DeploymentId>().map_err(|_| {
+            Failure::invalid(format!("`{target}` is not the id of a deployment"))
+                .hint("`sluice deployments` lists them; `sluice cancel PROJECT STAGE` cancels what is on its way")
+        })?,
+        Some(stage) => {
+            let project = target.parse::<Slug>().map_err(|error| Failure::invalid(error.to_string()))?;
+            on_its_way(&Target { project, stage }, client).await?
+        }
+    };
+    let parts = Parts { body: reason.map(|reason| json!({ "reason": reason })), ..Parts::default() };
+    let path = format!("/deployments/{deployment}");
+    let answer = client.change(Method::POST, &format!("{path}/cancel"), parts, &path).await?;
+    ui.result(&answer, || format!("deployment {deployment} is being cancelled"))?;
+    Ok(Code::Ok)
+}
+
+async fn on_its_way(target: &Target, client: &Client) -> Result<DeploymentId, Failure> {
+    let stage: Stage = client::read(client.get(&target.path(""), &[]).await?)?;
+    stage.active.map(|active| active.deployment).ok_or_else(|| {
+        Failure::new(Code::NotFound, "nothing_to_cancel", format!("no deployment is on its way on {target}"))
+            .hint(format!("`sluice deployments {} {}` lists the earlier ones", target.project, target.stage))
+    })
+}

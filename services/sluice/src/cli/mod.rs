@@ -1,0 +1,141 @@
+//! The client commands: what a person or a script asks of a running Sluice.
+
+mod declaration;
+mod deploy;
+mod deployments;
+mod events;
+pub(crate) mod exit;
+mod health;
+mod logs;
+mod project;
+mod prompt;
+pub(crate) mod readmodels;
+mod registry;
+mod rollout;
+mod stage;
+mod status;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use clap_complete::Shell;
+use domain::Slug;
+
+use crate::client::Client;
+use exit::{Code, Failure};
+use ui::Ui;
+
+#[derive(Args)]
+pub(crate) struct Globals {
+    /// Print JSON: one document, or one line each for what is followed
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Declare, list, show and archive projects
+    #[command(subcommand)]
+    Project(project::Command),
+    /// Archive a stage
+    #[command(subcommand)]
+    Stage(stage::Command),
+    /// Put an image on a stage
+    Deploy(deploy::Deploy),
+    /// What serves on each stage, what is on its way and what waits
+    Status(status::Status),
+    /// Earlier and present deployments, newest first
+    Deployments(deployments::List),
+    /// One deployment, step by step
+    Deployment(deployments::Show),
+    /// What containers and steps wrote
+    Logs(logs::Logs),
+    /// Call a deployment off; what served before serves on
+    Cancel(deploy::Cancel),
+    /// Refuse new deployments to a stage
+    Lock(stage::Lock),
+    /// Take new deployments again
+    Unlock(stage::Unlock),
+    /// The event log: everything that happened
+    Events(events::Events),
+    /// Sign in to image registries
+    #[command(subcommand)]
+    Registry(registry::Command),
+    /// Whether every part of Sluice works
+    Health,
+    /// A completion script, e.g. for /etc/bash_completion.d
+    Completions { shell: Shell },
+}
+
+/// A stage, named the way every command names it.
+#[derive(Args)]
+pub(crate) struct Target {
+    project: Slug,
+    stage: Slug,
+}
+
+impl Target {
+    fn path(&self, rest: &str) -> String {
+        format!("/projects/{}/stages/{}{rest}", self.project, self.stage)
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.project, self.stage)
+    }
+}
+
+/// Runs one client command. `whole` is the command line that completions are made for.
+pub(crate) fn main(globals: Globals, command: Command, whole: clap::Command) -> ExitCode {
+    let ui = Ui::new(globals.json);
+    let ended = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Failed, "runtime", format!("cannot start: {error}")))
+        .and_then(|runtime| {
+            let ended = runtime.block_on(run(command, whole, &ui));
+            // A read of standard input may still hang; nobody waits for it.
+            runtime.shutdown_background();
+            ended
+        });
+    ui.wipe();
+    let code = ended.unwrap_or_else(|failure| {
+        if failure.exit != Code::Pipe {
+            ui.failure(&failure);
+        }
+        failure.exit
+    });
+    ExitCode::from(code as u8)
+}
+
+async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Failure> {
+    if let Command::Completions { shell } = command {
+        ui.raw(&completions(shell, whole))?;
+        return Ok(Code::Ok);
+    }
+    let client = Client::open()?;
+    match command {
+        Command::Project(command) => project::run(command, &client, ui).await,
+        Command::Stage(command) => stage::run(command, &client, ui).await,
+        Command::Deploy(args) => deploy::run(args, &client, ui).await,
+        Command::Status(args) => status::run(args, &client, ui).await,
+        Command::Deployments(args) => deployments::list(args, &client, ui).await,
+        Command::Deployment(args) => deployments::show(args, &client, ui).await,
+        Command::Logs(args) => logs::run(args, &client, ui).await,
+        Command::Cancel(args) => deploy::cancel(args, &client, ui).await,
+        Command::Lock(args) => stage::lock(args, &client, ui).await,
+        Command::Unlock(args) => stage::unlock(args, &client, ui).await,
+        Command::Events(args) => events::run(args, &client, ui).await,
+        Command::Registry(command) => registry::run(command, &client, ui).await,
+        Command::Health => health::run(&client, ui).await,
+        Command::Completions { .. } => Ok(Code::Ok),
+    }
+}
+
+fn completions(shell: Shell, mut whole: clap::Command) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut whole, "sluice", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}

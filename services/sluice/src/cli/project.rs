@@ -1,0 +1,218 @@
+//! `sluice project ...`
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::{Args, Subcommand};
+use domain::Slug;
+use reqwest::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    declaration,
+    exit::{Code, Failure},
+    ui::{self, Ui},
+};
+use crate::client::{self, Accepted, Client, Error, Parts, Project};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create a project, or change it to what a file declares; stages it leaves out stay as they are
+    Apply(Apply),
+    /// All projects
+    List,
+    /// A project as a file for `apply`, defaults filled in
+    Show { project: Slug },
+    /// End a project: what runs on its stages is removed, its name is not free again
+    Archive { project: Slug },
+}
+
+#[derive(Args)]
+pub(crate) struct Apply {
+    /// The declaration; `-` reads standard input
+    #[arg(short, long, default_value = "sluice.yaml")]
+    file: PathBuf,
+}
+
+pub(super) async fn run(command: Command, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    match command {
+        Command::Apply(Apply { file }) => apply(&declaration::read(&file)?, client, ui).await,
+        Command::List => list(client, ui).await,
+        Command::Show { project } => show(&project, client, ui).await,
+        Command::Archive { project } => archive(&project, client, ui).await,
+    }
+}
+
+async fn apply(source: &declaration::Source, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let document = source.parse()?;
+    let path = format!("/projects/{}", document.project);
+    let before = match client.find(&path, &[]).await? {
+        Some(project) => declared(&client::read(project)?),
+        None => BTreeMap::new(),
+    };
+    let body = json!(document.declaration());
+    let answer = client.send(Method::PUT, &path, Parts::body(body)).await.map_err(|error| match error {
+        // The server saw what only it can know, such as a route that is taken: it has a line as well.
+        Error::Refused(mut problem) if !problem.errors.is_empty() => {
+            let located = source.locate(std::mem::take(&mut problem.errors));
+            Failure { errors: located.errors, ..Failure::from(problem) }
+        }
+        error => error.into(),
+    })?;
+    let accepted: Accepted = client::read(answer.clone())?;
+    if ui.json {
+        ui.document(&answer)?;
+        return Ok(Code::Ok);
+    }
+    let project = client::read(client.get(&path, &accepted.seen()).await?)?;
+    let changes = changes(&before, &declared(&project));
+    if changes.is_empty() {
+        ui.line(format!("project {}: nothing to change", document.project))?;
+    } else {
+        ui.line(format!("project {}: {}", document.project, if before.is_empty() { "created" } else { "changed" }))?;
+        for change in changes {
+            ui.line(format!("  {change}"))?;
+        }
+    }
+    for stage in project.stages.keys().filter(|stage| !document.stages.keys().any(|slug| slug.as_str() == *stage)) {
+        ui.note(format!(
+            "stage {stage} is not in the file and stays as it is: `sluice stage archive {} {stage}` ends it",
+            document.project
+        ));
+    }
+    Ok(Code::Ok)
+}
+
+/// Every declared value by its path, e.g. `stages.dev.health.path`.
+fn declared(project: &Project) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::from([("name".to_owned(), json!(project.name))]);
+    for (stage, settings) in &project.stages {
+        flatten(format!("stages.{stage}"), settings, &mut values);
+    }
+    values
+}
+
+fn flatten(path: String, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                flatten(format!("{path}.{name}"), value, into);
+            }
+        }
+        // What is not set is not worth a line.
+        Value::Object(_) | Value::Null => {}
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            into.insert(path, value.clone());
+        }
+    }
+}
+
+fn changes(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) -> Vec<String> {
+    let paths: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    paths
+        .into_iter()
+        .filter_map(|path| match (before.get(path), after.get(path)) {
+            (old, new) if old == new => None,
+            (None, Some(new)) => Some(format!("+ {path}: {}", plain(new))),
+            (Some(old), None) => Some(format!("- {path}: {}", plain(old))),
+            (Some(old), Some(new)) => Some(format!("~ {path}: {} -> {}", plain(old), plain(new))),
+            (None, None) => None,
+        })
+        .collect()
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+async fn list(client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let answer = client.get("/projects", &[]).await?;
+    if ui.json {
+        ui.document(&answer)?;
+        return Ok(Code::Ok);
+    }
+    let projects: Vec<Project> = client::read(answer)?;
+    if projects.is_empty() {
+        ui.note("no projects yet: create one with `sluice project apply -f sluice.yaml`");
+        return Ok(Code::Ok);
+    }
+    let now = runtime::clock::now();
+    let rows = projects
+        .into_iter()
+        .map(|project| {
+            let stages = project.stages.into_keys().collect::<Vec<_>>().join(", ");
+            [project.slug, project.name, stages, ui::ago(now, project.changed_at)]
+        })
+        .collect();
+    ui.table(["PROJECT", "NAME", "STAGES", "CHANGED"], rows)?;
+    Ok(Code::Ok)
+}
+
+/// As [`declaration::Document`] reads it, with the stages as the server has them: they may know more settings.
+#[derive(Serialize)]
+struct Shown<'a> {
+    project: &'a str,
+    name: &'a str,
+    stages: &'a BTreeMap<String, Value>,
+}
+
+async fn show(project: &Slug, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let answer = client.get(&format!("/projects/{project}"), &[]).await?;
+    if ui.json {
+        ui.document(&answer)?;
+        return Ok(Code::Ok);
+    }
+    let Project { slug, name, stages, archived, .. } = client::read(answer)?;
+    if archived {
+        ui.note("this project is archived");
+    }
+    let shown = Shown { project: &slug, name: &name, stages: &stages };
+    let yaml = serde_saphyr::to_string(&shown)
+        .map_err(|error| Failure::new(Code::Failed, "yaml", format!("cannot be shown as YAML: {error}")))?;
+    ui.raw(&yaml)?;
+    Ok(Code::Ok)
+}
+
+async fn archive(project: &Slug, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let answer = client.change(Method::POST, &format!("/projects/{project}/archive"), Parts::default(), "/projects").await?;
+    ui.result(&answer, || format!("project {project} is archived; what runs on its stages is being removed"))?;
+    Ok(Code::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(stages: Value) -> Project {
+        let changed_at = chrono::DateTime::UNIX_EPOCH;
+        let answer =
+            json!({"slug": "shop", "name": "Shop", "archived": false, "changed_at": changed_at, "stages": stages});
+        client::read(answer).expect("a project")
+    }
+
+    #[test]
+    fn changes_are_shown_by_path_with_old_and_new() {
+        let before = declared(&project(json!({"dev": {"replicas": 1, "resources": {}, "env": {"A": "x"}}})));
+        let after = declared(&project(json!({"dev": {"replicas": 2, "route": {"host": "h", "path": "/"}}})));
+        assert_eq!(changes(&before, &before), Vec::<String>::new());
+        assert_eq!(
+            changes(&before, &after),
+            [
+                "- stages.dev.env.A: x",
+                "~ stages.dev.replicas: 1 -> 2",
+                "+ stages.dev.route.host: h",
+                "+ stages.dev.route.path: /"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_shown_can_be_applied() {
+        let settings = json!(domain::settings::StageSettings::default());
+        let Project { slug, name, stages, .. } = project(json!({"dev": settings}));
+        let shown = Shown { project: &slug, name: &name, stages: &stages };
+        let yaml = serde_saphyr::to_string(&shown).expect("YAML");
+        let document: declaration::Document = serde_saphyr::from_str(&yaml).expect("a declaration");
+        assert_eq!(document.stages.into_values().collect::<Vec<_>>(), [domain::settings::StageSettings::default()]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Reads a password: without echo from a terminal, or one line from a pipe.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use super::exit::{Code, Failure};
+
+/// More is no password but a mistake.
+const LIMIT: u64 = 64 << 10;
+
+pub(super) async fn password(prompt: &str) -> Result<String, Failure> {
+    let _silent = if io::stdin().is_terminal() {
+        let silent = Silent::new().map_err(unreadable)?;
+        write!(io::stderr(), "{prompt}").and_then(|()| io::stderr().flush()).ok();
+        Some(silent)
+    } else {
+        None
+    };
+    // A thread of its own: Ctrl-C must still be heard, to bring the echo back.
+    let line = tokio::task::spawn_blocking(read_line);
+    let line = tokio::select! {
+        line = line => line.map_err(|error| unreadable(error.into()))?.map_err(unreadable)?,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::new(Code::Interrupted, "interrupted", "no password was given"));
+        }
+    };
+    if line.is_empty() {
+        return Err(Failure::invalid("the password is empty")
+            .hint("type it when asked, or pipe it in: `sluice registry login ... < file`"));
+    }
+    Ok(line)
+}
+
+fn unreadable(error: io::Error) -> Failure {
+    Failure::invalid(format!("the password cannot be read: {error}"))
+}
+
+fn read_line() -> io::Result<String> {
+    let mut line = String::new();
+    io::stdin().lock().take(LIMIT + 1).read_line(&mut line)?;
+    if line.len() as u64 > LIMIT {
+        return Err(io::Error::other("it is longer than 64 KiB"));
+    }
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// A terminal without echo, until dropped.
+struct Silent(Termios);
+
+impl Silent {
+    fn new() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        silent.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // Nobody is left to tell if this fails.
+        tcsetattr(io::stdin(), OptionalActions::Flush, &self.0).ok();
+    }
+}

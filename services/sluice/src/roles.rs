@@ -1,0 +1,227 @@
+//! One role as a process: its settings from the environment, its connections, its end.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use eventlog::{ConnectError, EventLog};
+use runtime::env;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Globals, readmodels};
+
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// Run everything: every role, with a NATS and a PostgreSQL of its own
+    Up,
+    /// Run the HTTP API only
+    Api,
+    /// Run the projector only, or work on its read models
+    Projector {
+        #[command(subcommand)]
+        command: Option<Projector>,
+    },
+    /// Run the deployer of this node only
+    Deployer,
+    /// Run the reverse proxy only
+    Edge,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Projector {
+    /// Build the read models anew from the event log, beside the live ones, and swap
+    Rebuild {
+        /// Only this one: projects, stages, deployments, instances, registries or events
+        model: Option<String>,
+    },
+    /// Print a checksum of every read model: equal histories give equal checksums
+    Checksum,
+}
+
+/// How long a role waits for NATS and PostgreSQL to answer when it starts.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(250);
+
+pub(crate) fn main(role: Role, globals: &Globals) -> ExitCode {
+    let ended = match role {
+        Role::Edge => edge(),
+        Role::Up | Role::Api | Role::Projector { .. } | Role::Deployer => in_runtime(role, globals),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
+    runtime::telemetry::init()?;
+    let mut builder = match role {
+        // Children are tied to the life of the thread that starts them: there must be only one.
+        Role::Up => tokio::runtime::Builder::new_current_thread(),
+        Role::Api | Role::Projector { .. } | Role::Deployer | Role::Edge => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(2).enable_all().build().context("starting the runtime")?;
+    let ended = runtime.block_on(async {
+        match role {
+            Role::Up => crate::up::run().await,
+            Role::Api => api().await,
+            Role::Projector { command: None } => projector().await,
+            Role::Projector { command: Some(command) } => maintain(command, globals).await,
+            Role::Deployer => deployer().await,
+            Role::Edge => Ok(()),
+        }
+    });
+    // Watching standard input blocks a thread that never comes back.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn api() -> Result<()> {
+    let shutdown = shutdown()?;
+    let config = api::Config {
+        listen: api_listen()?,
+        admin_token: env::required("ADMIN_TOKEN")?,
+        node: env::parse("NODE", "local".to_owned())?,
+    };
+    let log = connect("api", &shutdown).await?;
+    let pool = database(&shutdown).await?;
+    api::run(config, log, pool, shutdown).await
+}
+
+async fn projector() -> Result<()> {
+    let shutdown = shutdown()?;
+    let log = connect("projector", &shutdown).await?;
+    let pool = database(&shutdown).await?;
+    projector::run(log, pool, shutdown).await
+}
+
+async fn deployer() -> Result<()> {
+    let shutdown = shutdown()?;
+    let node: String = env::parse("NODE", "local".to_owned())?;
+    let config = deployer::Config {
+        worker: format!("{node}/{}", runtime::clock::new_id()),
+        node,
+        docker: env::optional("DOCKER_HOST"),
+        concurrency: env::parse("DEPLOYER_CONCURRENCY", 4)?,
+    };
+    let log = connect("deployer", &shutdown).await?;
+    deployer::run(config, log, shutdown).await
+}
+
+/// Needs nobody else to start: it serves from its snapshot until the rest is there.
+fn edge() -> Result<()> {
+    runtime::telemetry::init()?;
+    let snapshot = env::data_dir()?.join("edge/routes.json");
+    let mut config = edge::Config::new(snapshot, log_config("edge")?);
+    config.listen = edge_listen()?;
+    config.id = env::parse("NODE", config.id)?;
+    edge::run(config)
+}
+
+/// Rebuild and checksum, from the command line.
+async fn maintain(command: Projector, globals: &Globals) -> Result<()> {
+    let shutdown = shutdown()?;
+    let pool = database(&shutdown).await?;
+    match command {
+        Projector::Rebuild { model } => {
+            let log = connect("projector rebuild", &shutdown).await?;
+            let sequence = projector::rebuild(&log, &pool, model.as_deref()).await?;
+            readmodels::say_rebuilt(globals, model.as_deref(), sequence)?;
+        }
+        Projector::Checksum => readmodels::say_checksums(globals, &projector::checksum(&pool).await?)?,
+    }
+    Ok(())
+}
+
+fn shutdown() -> Result<CancellationToken> {
+    runtime::shutdown::token(env::optional("SUPERVISED").is_some())
+}
+
+fn log_config(name: &str) -> Result<eventlog::Config> {
+    let key = env::data_dir()?.join("vault.key");
+    Ok(eventlog::Config {
+        url: setting("NATS_URL", "nats_url")?,
+        name: name.into(),
+        master_key: key.exists().then_some(key),
+    })
+}
+
+/// From the environment, or from what `sluice up` on this machine wrote down.
+fn setting(variable: &str, field: &str) -> Result<String> {
+    if let Some(value) = env::optional(variable) {
+        return Ok(value);
+    }
+    let path = env::data_dir()?.join("connection.json");
+    let missing =
+        || format!("{variable} is not set and {} cannot be read: set it, or run `sluice up` first", path.display());
+    let connection: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).with_context(missing)?).with_context(missing)?;
+    connection[field].as_str().map(str::to_owned).with_context(missing)
+}
+
+/// Waits for a server that is still starting; a server that is wrong is an error at once.
+async fn connect(name: &str, shutdown: &CancellationToken) -> Result<EventLog> {
+    let config = log_config(name)?;
+    let limit = Instant::now() + CONNECT_LIMIT;
+    loop {
+        match EventLog::connect(&config).await {
+            Ok(log) => return Ok(log),
+            Err(error @ ConnectError::Unreachable { .. }) if Instant::now() < limit => {
+                tracing::debug!(error = format!("{:#}", anyhow::Error::new(error)), "waiting for NATS");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        pause(shutdown).await?;
+    }
+}
+
+async fn database(shutdown: &CancellationToken) -> Result<readmodel::PgPool> {
+    let url = setting("DATABASE_URL", "database_url")?;
+    let limit = Instant::now() + CONNECT_LIMIT;
+    loop {
+        match readmodel::connect(&url).await {
+            Ok(pool) => {
+                readmodel::migrate(&pool).await?;
+                return Ok(pool);
+            }
+            Err(error @ readmodel::ConnectError::Unreachable { .. }) if Instant::now() < limit => {
+                tracing::debug!(error = format!("{:#}", anyhow::Error::new(error)), "waiting for PostgreSQL");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        pause(shutdown).await?;
+    }
+}
+
+async fn pause(shutdown: &CancellationToken) -> Result<()> {
+    tokio::select! {
+        () = sleep(PAUSE) => Ok(()),
+        () = shutdown.cancelled() => bail!("told to stop before everything was connected"),
+    }
+}
+
+pub(crate) fn api_listen() -> Result<SocketAddr> {
+    env::parse("API_LISTEN", SocketAddr::from(([127, 0, 0, 1], 7070)))
+}
+
+pub(crate) fn edge_listen() -> Result<SocketAddr> {
+    env::parse("EDGE_LISTEN", SocketAddr::from(([127, 0, 0, 1], 8080)))
+}
+
+/// An error that names the variable, before anything is started for nothing.
+pub(crate) fn require_free(variable: &str, address: SocketAddr) -> Result<()> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "{variable}: cannot listen on {address}: {error}. Stop what holds it, or set {variable} to another address"
+        ),
+    }
+}

@@ -1,0 +1,6 @@
+//! End to end: few, and each through the whole of it.
+
+mod bad_input;
+mod deploy;
+mod harness;
+mod restart;

@@ -1,0 +1,266 @@
+//! Histories as the domain writes them, and databases to fold them into.
+
+use std::collections::BTreeMap;
+
+use chrono::DateTime;
+use domain::{
+    Aggregate, Context, DeploymentId, Key, Recorded, Slug, decode, encode,
+    image::{Image, Source},
+    project::{self, Declaration, Project},
+    registry::{self, Registry},
+    settings::StageSettings,
+    stage::{self, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
+};
+use proptest::prelude::*;
+use sqlx::PgPool;
+use testkit::{Database, Postgres};
+use uuid::Uuid;
+
+use crate::{Checksum, Writer};
+
+pub(crate) const INSTALLATION: Uuid = Uuid::from_u128(7);
+
+/// A database with the schema and nothing in it. It goes when the first of the two is dropped.
+pub(crate) async fn database() -> (Database, PgPool) {
+    let database = Postgres::database().await.expect("PostgreSQL starts");
+    let pool = crate::connect(database.url()).await.expect("it can be reached");
+    crate::migrate(&pool).await.expect("the schema is made");
+    (database, pool)
+}
+
+pub(crate) async fn writer(pool: &PgPool) -> Writer {
+    Writer::acquire(pool, INSTALLATION).await.expect("nobody else writes")
+}
+
+pub(crate) async fn checksums(pool: &PgPool) -> Vec<Checksum> {
+    crate::checksum(pool).await.expect("the checksums are computed")
+}
+
+pub(crate) fn slug(text: &str) -> Slug {
+    text.parse().expect("a good name")
+}
+
+pub(crate) fn id(n: u128) -> DeploymentId {
+    DeploymentId(Uuid::from_u128(n))
+}
+
+/// A log in memory, written by the real aggregates. Each event comes a second after the one before.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct History {
+    pub(crate) events: Vec<Recorded>,
+    pub(crate) stages: BTreeMap<(String, String), Stage>,
+    projects: BTreeMap<String, Project>,
+    registries: BTreeMap<String, Registry>,
+}
+
+impl History {
+    /// Stage `shop.dev` with a release by deployment 1, in the containers `c1-1` and `c1-2`.
+    pub(crate) fn released() -> Self {
+        let mut history = Self::default();
+        history.declare("shop", "dev", StageSettings::default());
+        history.deploy("dev", 1);
+        history
+    }
+
+    pub(crate) fn declare(&mut self, project: &str, stage: &str, settings: StageSettings) {
+        let declaration = Declaration { name: None, stages: [(slug(stage), settings)].into() };
+        self.project(project, project::Command::Apply { slug: slug(project), declaration });
+    }
+
+    pub(crate) fn project(&mut self, project: &str, command: project::Command) {
+        let mut state = self.projects.remove(project).unwrap_or_default();
+        self.decide(&Key::project(&slug(project)), &mut state, command);
+        self.projects.insert(project.to_owned(), state);
+    }
+
+    pub(crate) fn registry(&mut self, host: &str, command: registry::Command) {
+        let mut state = self.registries.remove(host).unwrap_or_default();
+        self.decide(&Key::registry(host).expect("a good host"), &mut state, command);
+        self.registries.insert(host.to_owned(), state);
+    }
+
+    /// On `shop.<stage>`.
+    pub(crate) fn stage(&mut self, stage: &str, command: Command) {
+        let key = ("shop".to_owned(), stage.to_owned());
+        let mut state = self.stages.remove(&key).unwrap_or_default();
+        self.decide(&Key::stage(&slug("shop"), &slug(stage)), &mut state, command);
+        self.stages.insert(key, state);
+    }
+
+    pub(crate) fn request(&mut self, stage: &str, deployment: u128) {
+        let image = Image {
+            requested: format!("shop:v{deployment}"),
+            digest: format!("sha256:{deployment:064}"),
+            source: Source::Registry,
+        };
+        let spec = Spec { image, settings: StageSettings::default() };
+        self.stage(stage, Command::Request { deployment: id(deployment), spec, node: "local".into() });
+    }
+
+    /// Requested and, unless another is on its way, carried through to the end.
+    pub(crate) fn deploy(&mut self, stage: &str, deployment: u128) {
+        self.request(stage, deployment);
+        self.start(stage, deployment);
+        while self.step(stage, deployment) {}
+    }
+
+    pub(crate) fn start(&mut self, stage: &str, deployment: u128) {
+        self.stage(stage, Command::Start { deployment: id(deployment), worker: "w1".into() });
+    }
+
+    /// Carries out the next step, if there is one.
+    pub(crate) fn step(&mut self, stage: &str, deployment: u128) -> bool {
+        let Some(step) = self.next_step(stage, deployment) else { return false };
+        let instance = |n: u128| Instance {
+            name: format!("c{deployment}-{n}"),
+            container: format!("{deployment:032x}{n:032x}"),
+            address: Some(format!("10.0.0.{n}:80")),
+        };
+        let instances = if step == Step::Create { vec![instance(1), instance(2)] } else { vec![] };
+        let (deployment, worker) = (id(deployment), "w1".into());
+        self.stage(stage, Command::Complete { deployment, worker, step, elapsed_ms: 5, instances });
+        true
+    }
+
+    pub(crate) fn fail(&mut self, stage: &str, deployment: u128) {
+        let Some(step) = self.next_step(stage, deployment) else { return };
+        // As a program may well write it.
+        let log = vec!["tick\0tock".into()];
+        let failure = Failure { step, code: "exited".into(), message: "it ended".into(), hint: "look".into(), log };
+        let (deployment, worker) = (id(deployment), "w1".into());
+        self.stage(stage, Command::Fail { deployment, worker, elapsed_ms: 5, failure });
+    }
+
+    fn next_step(&self, stage: &str, deployment: u128) -> Option<Step> {
+        let active = self.stages.get(&("shop".to_owned(), stage.to_owned()))?.active.as_ref()?;
+        next_step(active).filter(|_| active.deployment == id(deployment) && active.worker.is_some())
+    }
+
+    fn decide<A: Aggregate>(&mut self, key: &Key<A>, state: &mut A, command: A::Command) {
+        // What is refused does not become history.
+        for event in state.decide(command).unwrap_or_default() {
+            state.evolve(&event);
+            self.append(key, &event);
+        }
+    }
+
+    fn append<A: Aggregate>(&mut self, key: &Key<A>, event: &A::Event) {
+        let sequence = self.events.len() as u64 + 1;
+        let context = Context {
+            time: DateTime::from_timestamp(1_700_000_000 + sequence.cast_signed(), 123_456_789).expect("in range"),
+            actor: "admin".into(),
+            correlation_id: Uuid::from_u128(sequence.into()),
+            causation_id: None,
+            command_id: Uuid::from_u128(sequence.into()),
+            command_hash: None,
+            request_id: None,
+            traceparent: None,
+        };
+        let (subject, body) = encode(key, event, Uuid::from_u128(sequence.into()), &context).expect("it encodes");
+        self.events.push(decode(sequence, &subject, &body).expect("it decodes"));
+    }
+}
+
+/// One thing that happens on a stage; what the domain refuses does not.
+#[derive(Debug, Clone)]
+pub(crate) enum Happening {
+    Declare(u16),
+    Request,
+    Start,
+    Step,
+    Fail,
+    Cancel,
+    Lock,
+    Unlock,
+    Started(u8),
+    Exited(u8),
+    OomKilled(u8),
+    Health(u8, bool),
+    Archive,
+    Credentials(bool),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        1 => (1..4_u16).prop_map(Happening::Declare),
+        3 => Just(Happening::Request),
+        4 => Just(Happening::Start),
+        12 => Just(Happening::Step),
+        2 => Just(Happening::Fail),
+        1 => Just(Happening::Cancel),
+        1 => Just(Happening::Lock),
+        1 => Just(Happening::Unlock),
+        1 => any::<u8>().prop_map(Happening::Started),
+        1 => any::<u8>().prop_map(Happening::Exited),
+        1 => any::<u8>().prop_map(Happening::OomKilled),
+        1 => any::<(u8, bool)>().prop_map(|(n, healthy)| Happening::Health(n, healthy)),
+        1 => Just(Happening::Archive),
+        1 => any::<bool>().prop_map(Happening::Credentials),
+    ]
+}
+
+/// Any history of two stages.
+pub(crate) fn histories() -> impl Strategy<Value = History> {
+    proptest::collection::vec((prop_oneof![3 => Just("dev"), 1 => Just("prod")], happening()), 1..150).prop_map(|all| {
+        let mut history = History::default();
+        let mut deployments = 0;
+        for (stage, happening) in all {
+            happen(&mut history, stage, happening, &mut deployments);
+        }
+        history
+    })
+}
+
+fn happen(history: &mut History, stage: &str, happening: Happening, deployments: &mut u128) {
+    let active = history.stages.get(&("shop".to_owned(), stage.to_owned())).and_then(|s| s.active.clone());
+    let active = active.map_or(0, |active| active.deployment.0.as_u128());
+    let observe = |history: &mut History, n: u8, observed| {
+        let deployment = 1 + u128::from(n) % (*deployments).max(1);
+        let instance = format!("c{deployment}-{}", 1 + n % 2);
+        history.stage(stage, Command::Observe { deployment: id(deployment), instance, observed });
+    };
+    match happening {
+        Happening::Declare(replicas) => {
+            history.declare("shop", stage, StageSettings { replicas, ..StageSettings::default() });
+        }
+        Happening::Request => {
+            *deployments += 1;
+            history.request(stage, *deployments);
+        }
+        Happening::Start => history.start(stage, active),
+        Happening::Step => {
+            history.step(stage, active);
+        }
+        Happening::Fail => history.fail(stage, active),
+        Happening::Cancel => history.stage(stage, Command::Cancel { deployment: id(active), reason: None }),
+        Happening::Lock => history.stage(stage, Command::Lock { owner: "ada".into(), reason: "freeze".into() }),
+        Happening::Unlock => history.stage(stage, Command::Unlock { owner: "ada".into(), force: false }),
+        Happening::Started(n) => observe(history, n, stage::Observed::Started { address: Some("10.0.0.9:80".into()) }),
+        Happening::Exited(n) => observe(history, n, stage::Observed::Exited { exit_code: n.into() }),
+        Happening::OomKilled(n) => observe(history, n, stage::Observed::OomKilled),
+        Happening::Health(n, healthy) => observe(history, n, stage::Observed::HealthChanged { healthy }),
+        Happening::Archive => {
+            *deployments += 1;
+            history.stage(stage, Command::Archive { removal: id(*deployments) });
+            history.stage(stage, Command::Reopen);
+        }
+        Happening::Credentials(set) => history.registry(
+            "registry.test:5000",
+            if set {
+                registry::Command::SetCredentials {
+                    host: "Registry.test:5000".into(),
+                    username: "ci".into(),
+                    secret: "registry/x".into(),
+                    version: u64::from(stage == "dev"),
+                }
+            } else {
+                registry::Command::RemoveCredentials { host: "registry.test:5000".into() }
+            },
+        ),
+    }
+}
+
+/// Kind and image of what a stage holds, in the words of the read model.
+pub(crate) fn images<'a>(specs: impl Iterator<Item = (DeploymentId, Kind, &'a Spec)>) -> Vec<(Uuid, Kind, Image)> {
+    specs.map(|(deployment, kind, spec)| (deployment.0, kind, spec.image.clone())).collect()
+}
