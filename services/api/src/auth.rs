@@ -12,10 +12,10 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use sha2::{Digest, Sha256};
 use utoipa::openapi::{
-    OpenApi,
+    OpenApi, RefOr,
     path::{Operation, PathItem},
     security::SecurityRequirement,
 };
@@ -100,8 +100,8 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    pub(crate) fn new(document: OpenApi) -> Self {
-        Self { router: OpenApiRouter::with_openapi(document), access: BTreeMap::new() }
+    pub(crate) fn new() -> Self {
+        Self { router: OpenApiRouter::default(), access: BTreeMap::new() }
     }
 
     /// The only way to add a route.
@@ -127,9 +127,9 @@ impl Routes {
             .with_state(api)
     }
 
-    /// The description of all of them.
-    pub(crate) fn document(self) -> OpenApi {
-        OpenApiRouter::<Api>::default().nest(BASE, self.router).into_openapi()
+    /// The description of all of them, within `outline`.
+    pub(crate) fn document(self, outline: OpenApi) -> OpenApi {
+        OpenApiRouter::<Api>::with_openapi(outline).nest(BASE, self.router).into_openapi()
     }
 }
 
@@ -148,25 +148,30 @@ impl Guard {
 }
 
 async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let access = path.as_deref().and_then(|path| guard.access(path, request.method()));
-    if access == Some(Access::Public) {
-        return next.run(request).await;
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let access = path.and_then(|path| guard.access(path, request.method()));
+    let caller = authenticate(&guard.token, request.headers());
+    if let Err(refused) = admit(access, path.is_some(), caller.as_ref()) {
+        return refused.into_response();
     }
-    let Some(caller) = authenticate(&guard.token, request.headers()) else {
-        return Error::Unauthorized.into_response();
-    };
-    match (access, path) {
-        (Some(Access::Public), _) => next.run(request).await,
-        (Some(Access::Needs(permission)), _) if caller.permission < permission => {
-            Error::Forbidden(permission).into_response()
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
+    next.run(request).await
+}
+
+/// Lets a request through only to what a route declares, and only whom it declares it for. What
+/// there is at all, only those learn who may know.
+fn admit(access: Option<Access>, known_path: bool, caller: Option<&Principal>) -> Result<(), Error> {
+    match (access, caller) {
+        (Some(Access::Public), _) => Ok(()),
+        (Some(Access::Needs(_)) | None, None) => Err(Error::Unauthorized),
+        (Some(Access::Needs(permission)), Some(caller)) if caller.permission < permission => {
+            Err(Error::Forbidden(permission))
         }
-        (Some(Access::Needs(_)), _) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        (None, Some(_)) => Error::MethodNotAllowed.into_response(),
-        (None, None) => Error::NoSuchPath.into_response(),
+        (Some(Access::Needs(_)), Some(_)) => Ok(()),
+        (None, Some(_)) if known_path => Err(Error::MethodNotAllowed),
+        (None, Some(_)) => Err(Error::NoSuchPath),
     }
 }
 
@@ -198,10 +203,23 @@ fn document(operation: &mut Operation, access: Access) {
         }
     };
     operation.security = Some(vec![security]);
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && response.description.is_empty()
+        {
+            response.description = status_in_words(status);
+        }
+    }
     operation.description = Some(match operation.description.take() {
         Some(text) if !text.is_empty() => format!("{text}\n\n{sentence}"),
         Some(_) | None => sentence,
     });
+}
+
+/// The standard asks for a description of every answer.
+fn status_in_words(status: &str) -> String {
+    let known = status.parse::<StatusCode>().ok().and_then(|status| status.canonical_reason());
+    known.unwrap_or("Anything else is a problem.").to_owned()
 }
 
 #[cfg(test)]
@@ -238,6 +256,27 @@ mod tests {
         assert_eq!(guard.access("/api/v1/projects", &Method::HEAD), Some(Access::Needs(Permission::Viewer)));
         assert_eq!(guard.access("/api/v1/projects", &Method::PATCH), None);
         assert_eq!(guard.access("/api/v1/other", &Method::GET), None);
-        assert!(Permission::Viewer < Permission::Operator && Permission::Operator < Permission::Admin);
+    }
+
+    #[test]
+    fn a_caller_gets_as_far_as_its_permission() {
+        use Permission::{Admin, Operator, Viewer};
+        for (has, needs, good) in [
+            (Viewer, Viewer, true),
+            (Viewer, Operator, false),
+            (Viewer, Admin, false),
+            (Operator, Viewer, true),
+            (Operator, Operator, true),
+            (Operator, Admin, false),
+            (Admin, Admin, true),
+        ] {
+            let caller = Principal { name: "somebody".into(), permission: has };
+            let admitted = admit(Some(Access::Needs(needs)), true, Some(&caller));
+            assert_eq!(admitted.is_ok(), good, "{has} at {needs}");
+            assert!(matches!(admit(Some(Access::Needs(needs)), true, None), Err(Error::Unauthorized)));
+            assert!(matches!(admit(None, true, Some(&caller)), Err(Error::MethodNotAllowed)));
+        }
+        assert!(matches!(admit(None, false, None), Err(Error::Unauthorized)));
+        assert!(admit(Some(Access::Public), true, None).is_ok());
     }
 }

@@ -2,16 +2,15 @@
 
 use axum::{
     body::{Body, Bytes},
-    extract::{
-        FromRequest, FromRequestParts, Request,
-        path::ErrorKind,
-        rejection::PathRejection,
-    },
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
 use domain::{Context, settings::FieldError};
 use futures::StreamExt;
 use http::{HeaderMap, header, request::Parts};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, value::MapDeserializer},
+};
 
 use crate::{
     Api,
@@ -30,22 +29,14 @@ const PATIENCE: usize = 32 << 20;
 /// The variable parts of the address.
 pub(crate) struct Path<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<Api> for Path<T> {
+impl<T: DeserializeOwned> FromRequestParts<Api> for Path<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Error> {
-        match axum::extract::Path::from_request_parts(parts, api).await {
-            Ok(axum::extract::Path(path)) => Ok(Self(path)),
-            Err(PathRejection::FailedToDeserializePathParams(failure)) => Err(match failure.into_kind() {
-                ErrorKind::DeserializeError { key, message, .. } => Error::invalid(key, message),
-                ErrorKind::ParseErrorAtKey { key, expected_type, .. } => {
-                    Error::invalid(key, format!("must be of type {expected_type}"))
-                }
-                ErrorKind::InvalidUtf8InPathParam { key } => Error::invalid(key, "must be UTF-8"),
-                other => Error::Malformed(other.to_string()),
-            }),
-            Err(other) => Err(Error::Malformed(other.body_text())),
-        }
+        let raw = RawPathParams::from_request_parts(parts, api).await;
+        let raw = raw.map_err(|rejection| Error::Malformed(rejection.body_text()))?;
+        let source = MapDeserializer::<_, serde::de::value::Error>::new(raw.iter());
+        serde_path_to_error::deserialize(source).map(Self).map_err(refused)
     }
 }
 

@@ -183,3 +183,34 @@ fn cloud_event(recorded: &Recorded) -> Result<String, serde_json::Error> {
         data: event["data"].take(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(live: &Live, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences {
+            live.send(Frame { sequence, subject: "a.b".into(), kind: "k".into(), body: "{}".into() });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_joins_at_a_known_position() {
+        let live = Live::new(7);
+        send(&live, 8..=9);
+        let (frames, joined) = live.join().expect("live");
+        assert_eq!(joined, 9);
+        send(&live, 10..=12);
+        drop(live);
+        let seen: Vec<u64> = tail(frames, joined).map(|frame| frame.sequence).collect().await;
+        assert_eq!(seen, [10, 11, 12]);
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_falls_behind_is_cut_off_before_the_gap() {
+        let live = Live::new(0);
+        let (frames, joined) = live.join().expect("live");
+        send(&live, 1..=SLACK as u64 + 1);
+        assert_eq!(tail(frames, joined).count().await, 0);
+    }
+}

@@ -112,3 +112,24 @@ fn render(error: &Error, request_id: &str) -> Response {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware, routing::get};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_that_tells_nothing() {
+        let router = Router::new().route("/", get(async || -> StatusCode { panic!("a secret") }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let served = tokio::spawn(axum::serve(listener, router.layer(middleware::from_fn(rim))).into_future());
+        let response = reqwest::get(url).await.expect("an answer");
+        assert_eq!(response.status(), 500);
+        assert!(response.headers().contains_key("x-request-id"));
+        let body = response.text().await.expect("a body");
+        assert!(body.contains(r#""code":"internal""#) && !body.contains("a secret"), "{body}");
+        served.abort();
+    }
+}

@@ -120,8 +120,13 @@ async fn pass_once(job: &Job, container: &Container, spec: &Spec, probe: &Probe)
     let began = Instant::now();
     let mut pause = QUICKEST;
     let mut failures = 0;
+    let mut told = String::new();
     loop {
         let Err(said) = try_once(job, container, spec, probe).await? else { return Ok(()) };
+        if said != told {
+            job.note(format!("{} is not healthy yet: {said}", container.name));
+            told.clone_from(&said);
+        }
         // Failures count only once the container has had its time to start.
         if began.elapsed() >= check.start_period.duration() {
             failures += 1;

@@ -53,19 +53,13 @@ async fn session(
     let owner = node.labels();
     let mut events = std::pin::pin!(node.engine.events(owner.all(), *since).await?);
     // Whatever was missed before the events began to flow.
-    let mut sweeping = std::pin::pin!(sweep::node(node));
+    let mut sweeping = std::pin::pin!(sweep(node));
     let mut swept = false;
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
         tokio::select! {
-            result = &mut sweeping, if !swept => {
+            () = &mut sweeping, if !swept => {
                 swept = true;
-                match result {
-                    Ok(()) | Err(StepError::Fenced) => {}
-                    Err(StepError::Transient(problem) | StepError::Failed(problem)) => {
-                        tracing::warn!(problem = problem.message, "looking after containers failed");
-                    }
-                }
                 let containers = node.engine.containers(owner, owner.all()).await?;
                 followers.retain(&containers);
                 for container in containers.iter().filter(|container| container.running) {
@@ -84,6 +78,16 @@ async fn session(
             }
             _ = heartbeat.tick() => { node.engine.version().await?; }
         }
+    }
+}
+
+/// Until it has come to its end once.
+async fn sweep(node: &Node) {
+    let mut pause = FIRST_PAUSE;
+    while let Err(problem) = sweep::node(node).await {
+        tracing::warn!(problem = problem.message, "looking after containers was interrupted; trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     Node,
-    docker::Version,
+    docker::{LocalImage, Version},
     failure::{self, Problem, StepError},
 };
 
@@ -129,7 +129,7 @@ async fn resolve(node: &Node, text: &str) -> Result<Image, StepError> {
         }
     };
     match (local, refused) {
-        (Some(local), refused) if refused.as_ref().is_none_or(|refused| may_be_local(refused, named)) => {
+        (Some(local), refused) if refused.as_ref().is_none_or(|refused| may_be_local(refused.code, &local, named)) => {
             if !runs_on(&local.os, &local.arch, &version) {
                 return Err(wrong_platform(text, &[format!("{}/{}", local.os, local.arch)], &version).into());
             }
@@ -143,10 +143,10 @@ async fn resolve(node: &Node, text: &str) -> Result<Image, StepError> {
     }
 }
 
-/// Whether the engine's own image may stand in for what the registry did not give. One that cannot be
-/// reached might have a newer one, which matters where the reference names it.
-fn may_be_local(refused: &Problem, named: bool) -> bool {
-    !named || matches!(refused.code, "image_not_found" | "registry_unauthorized")
+/// Whether the engine's own image may stand in for what the registry did not give. Where the reference
+/// names its registry, only for one that this registry does not have: it might have a newer one.
+fn may_be_local(refused: &str, local: &LocalImage, named: bool) -> bool {
+    !named || refused == "image_not_found" || (refused == "registry_unauthorized" && local.digests == 0)
 }
 
 /// What is stored for a registry; none where nothing is.
@@ -202,9 +202,12 @@ mod tests {
 
     #[test]
     fn a_registry_that_cannot_be_reached_is_not_replaced_by_an_old_local_tag() {
-        let problem = |code| Problem::new(code, "", "");
-        assert!(may_be_local(&problem("image_not_found"), true));
-        assert!(!may_be_local(&problem("registry_unreachable"), true));
-        assert!(may_be_local(&problem("registry_unreachable"), false));
+        let built = LocalImage::default();
+        let pulled = LocalImage { digests: 1, ..LocalImage::default() };
+        assert!(may_be_local("image_not_found", &pulled, true));
+        assert!(!may_be_local("registry_unreachable", &built, true));
+        assert!(may_be_local("registry_unreachable", &pulled, false));
+        assert!(may_be_local("registry_unauthorized", &built, true));
+        assert!(!may_be_local("registry_unauthorized", &pulled, true), "wrong credentials are not to be papered over");
     }
 }

@@ -1,14 +1,14 @@
 //! Setting right what an outage left behind: containers that should run and do not, that run and
 //! should not, and that nobody knows any more.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use domain::stage::{Keep, Stage};
 
 use crate::{
     Node, Place,
     docker::{Container, Engine},
-    failure::StepError,
+    failure::{self, Problem, StepError},
     steps::{self, ORPHAN_GRACE, remove_all, stop_all},
 };
 
@@ -20,19 +20,31 @@ struct Plan {
     remove: Vec<Container>,
 }
 
-/// Goes over every stage that has a container on this node.
-pub(crate) async fn node(node: &Node) -> Result<(), StepError> {
+/// Goes over every stage that has a container on this node. Fails where engine or event log went away:
+/// then it has to be done again.
+pub(crate) async fn node(node: &Node) -> Result<(), Problem> {
     let owner = node.labels();
-    let mut stages: HashMap<Place, usize> = HashMap::new();
-    for container in node.engine.containers(owner, owner.all()).await? {
-        *stages.entry(container.labels.place).or_default() += 1;
-    }
-    for (place, containers) in stages {
-        tracing::debug!(%place, containers, "looking after a stage's containers");
-        steps::tidy(node, &place, None).await?;
-        steps::refresh_route(node, &place).await?;
+    let containers = match node.engine.containers(owner, owner.all()).await {
+        Ok(containers) => containers,
+        Err(error) => return Err(failure::engine(&error)),
+    };
+    let stages: HashSet<Place> = containers.into_iter().map(|container| container.labels.place).collect();
+    for place in stages {
+        match stage(node, &place).await {
+            Ok(()) | Err(StepError::Fenced) => {}
+            Err(StepError::Transient(problem)) => return Err(problem),
+            // One stage's trouble is not the others'.
+            Err(StepError::Failed(problem)) => {
+                tracing::warn!(%place, problem = problem.message, "looking after a stage's containers failed");
+            }
+        }
     }
     Ok(())
+}
+
+async fn stage(node: &Node, place: &Place) -> Result<(), StepError> {
+    steps::tidy(node, place, None).await?;
+    steps::refresh_route(node, place).await
 }
 
 /// Brings `containers` to what `stage` wants of them; returns the images of those it removed.
@@ -68,4 +80,84 @@ fn plan(stage: &Stage, containers: Vec<Container>) -> Plan {
         }
     }
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{
+        Aggregate, DeploymentId,
+        image::{Image, Source},
+        settings::StageSettings,
+        stage::{Command, Spec, Step, next_step},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::steps::needed_images;
+
+    fn id(number: u128) -> DeploymentId {
+        DeploymentId(Uuid::from_u128(number))
+    }
+
+    fn run(stage: &mut Stage, command: Command) {
+        let events = stage.decide(command).expect("accepted");
+        events.iter().for_each(|event| stage.evolve(event));
+    }
+
+    fn request(stage: &mut Stage, number: u128) {
+        let image = Image {
+            requested: "r:5000/shop:v1".into(),
+            digest: format!("sha256:{number:064}"),
+            source: Source::Registry,
+        };
+        let settings = StageSettings { keep: 1, ..StageSettings::default() };
+        run(stage, Command::Request { deployment: id(number), spec: Spec { image, settings }, node: "local".into() });
+        run(stage, Command::Start { deployment: id(number), worker: "w".into() });
+    }
+
+    /// A stage on which releases 1 to 3 succeeded, one after another.
+    fn three_releases() -> Stage {
+        let mut stage = Stage::default();
+        for number in 1..=3 {
+            request(&mut stage, number);
+            while let Some(step) = stage.active.as_ref().and_then(next_step) {
+                let (deployment, worker) = (id(number), "w".into());
+                run(&mut stage, Command::Complete { deployment, worker, step, elapsed_ms: 1, instances: vec![] });
+            }
+        }
+        stage
+    }
+
+    fn names(containers: &[Container]) -> Vec<(DeploymentId, bool)> {
+        containers.iter().map(|container| (container.labels.deployment, container.running)).collect()
+    }
+
+    #[test]
+    fn the_current_runs_the_kept_stands_still_and_the_rest_goes() {
+        let containers = [(3, false), (2, true), (1, false), (9, true)];
+        let containers = containers.map(|(number, running)| Container::sample(id(number), running));
+        let plan = plan(&three_releases(), containers.to_vec());
+        assert_eq!(names(&plan.start), [(id(3), false)]);
+        assert_eq!(names(&plan.stop), [(id(2), true)]);
+        assert_eq!(names(&plan.remove), [(id(1), false), (id(9), true)]);
+    }
+
+    #[test]
+    fn what_a_rollout_is_at_work_on_is_left_to_it() {
+        let mut stage = three_releases();
+        request(&mut stage, 4);
+        assert_eq!(stage.active.as_ref().and_then(next_step), Some(Step::Pull));
+        let containers = [(4, false), (3, false)].map(|(number, running)| Container::sample(id(number), running));
+        let plan = plan(&stage, containers.to_vec());
+        assert!(plan.start.is_empty() && plan.stop.is_empty() && plan.remove.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn images_stay_as_long_as_a_release_may_be_started_from_them() {
+        let mut stage = three_releases();
+        let digest = |number: u128| format!("r:5000/shop@sha256:{number:064}");
+        assert_eq!(needed_images(&stage), [digest(3), digest(2)]);
+        request(&mut stage, 4);
+        assert!(needed_images(&stage).contains(&digest(4)));
+    }
 }

@@ -46,25 +46,25 @@ enum End {
     Again(Duration),
 }
 
-/// The way to reach the task that works on a stage.
+/// The way to reach the task that works on a rollout.
 #[derive(Default)]
 struct Hand {
-    /// Something happened to the stage that may change what comes next.
+    /// Something happened that may change what comes next.
     look: Notify,
     /// The command was delivered again: the task has lost its lease.
     replaced: CancellationToken,
     ended: CancellationToken,
 }
 
-/// The rollouts that are worked on here, by stage.
+/// The rollouts that are worked on here.
 #[derive(Default)]
-struct Running(Mutex<HashMap<Place, Arc<Hand>>>);
+struct Running(Mutex<HashMap<DeploymentId, Arc<Hand>>>);
 
 impl Running {
-    /// Makes the caller the only one here that works on `place`.
-    async fn take_over(&self, place: &Place) -> Arc<Hand> {
+    /// Makes the caller the only one here that works on `deployment`.
+    async fn take_over(&self, deployment: DeploymentId) -> Arc<Hand> {
         let hand = Arc::new(Hand::default());
-        let before = self.lock().insert(place.clone(), hand.clone());
+        let before = self.lock().insert(deployment, hand.clone());
         if let Some(before) = before {
             before.replaced.cancel();
             before.ended.cancelled().await;
@@ -72,21 +72,21 @@ impl Running {
         hand
     }
 
-    fn leave(&self, place: &Place, hand: &Arc<Hand>) {
+    fn leave(&self, deployment: DeploymentId, hand: &Arc<Hand>) {
         hand.ended.cancel();
         let mut running = self.lock();
-        if running.get(place).is_some_and(|held| Arc::ptr_eq(held, hand)) {
-            running.remove(place);
+        if running.get(&deployment).is_some_and(|held| Arc::ptr_eq(held, hand)) {
+            running.remove(&deployment);
         }
     }
 
-    fn look(&self, place: &Place) {
-        if let Some(hand) = self.lock().get(place) {
+    fn look(&self, deployment: DeploymentId) {
+        if let Some(hand) = self.lock().get(&deployment) {
             hand.look.notify_one();
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Arc<Hand>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DeploymentId, Arc<Hand>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,9 +142,8 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 async fn watch_cancels(node: &Node, running: &Running, after: u64) -> anyhow::Result<()> {
     let mut cancels = pin!(node.log.follow("sluice.events.stage.*.*.deployment.cancel_requested", after));
     while let Some(event) = cancels.next().await {
-        let event = event?;
-        if let (Some(Ok(project)), Some(Ok(stage))) = (event.project().map(str::parse), event.stage().map(str::parse)) {
-            running.look(&Place { project, stage });
+        if let Event::Stage(stage::Event::CancelRequested { deployment, .. }) = event?.event {
+            running.look(deployment);
         }
     }
     Ok(())
@@ -152,16 +151,14 @@ async fn watch_cancels(node: &Node, running: &Running, after: u64) -> anyhow::Re
 
 async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: Delivery, shutdown: CancellationToken) {
     let place = Place { project: delivery.project.clone(), stage: delivery.stage.clone() };
-    let hand = running.take_over(&place).await;
-    let engine = node.engine.apart();
     let Event::Stage(stage::Event::Dispatched { deployment, .. }) = delivery.recorded.event else {
         tracing::error!(%place, kind = delivery.recorded.kind, "a command that is no dispatch; dropped");
-        running.leave(&place, &hand);
         return finish(End::Done, delivery, &place).await;
     };
-    let rollout = Carrier {
+    let hand = running.take_over(deployment).await;
+    let carrier = Carrier {
+        engine: node.engine.apart(),
         node,
-        engine,
         place,
         deployment,
         worker,
@@ -172,14 +169,14 @@ async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: 
         biased;
         () = hand.replaced.cancelled() => End::Lost,
         () = shutdown.cancelled() => End::Again(Duration::ZERO),
-        end = Box::pin(rollout.carry_out(&hand)) => end,
+        end = Box::pin(carrier.carry_out(&hand)) => end,
         end = keep_alive(&delivery) => end,
     };
     if matches!(end, End::Lost) {
-        rollout.settle().await;
+        carrier.settle().await;
     }
-    running.leave(&rollout.place, &hand);
-    finish(end, delivery, &rollout.place).await;
+    running.leave(deployment, &hand);
+    finish(end, delivery, &carrier.place).await;
 }
 
 /// Never ends.

@@ -146,7 +146,7 @@ async fn an_event_of_another_version_stops_the_projector_which_says_so() {
     let (nats, log, _database, pool) = world().await;
     happen(&log, 3).await;
     let known = log.last_sequence().await.expect("the log answers");
-    let subject = "sluice.events.stage.shop.dev.deployment.teleported";
+    let subject = "sluice.events.stage.shop.other.deployment.teleported";
     let body = r#"{"specversion":"1.0","type":"dev.sluice.stage.deployment.teleported.v1","data":{}}"#;
     publish(&nats, subject, body).await;
     while log.last_sequence().await.expect("the log answers") == known {}

@@ -118,7 +118,13 @@ impl Client {
 
     /// A mutation whose effect the next command will see, read from `effect`: the read models follow the log
     /// a moment later. It is done either way, so that they lag is no reason to fail.
-    pub(crate) async fn change(&self, method: Method, path: &str, parts: Parts<'_>, effect: &str) -> Result<Value, Error> {
+    pub(crate) async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        parts: Parts<'_>,
+        effect: &str,
+    ) -> Result<Value, Error> {
         let answer = self.send(method, path, parts).await?;
         let accepted: Accepted = read(answer.clone())?;
         self.get(effect, &accepted.seen()).await.ok();
@@ -219,7 +225,9 @@ impl Client {
 
 /// The connection broke, which says nothing about whether the request was carried out.
 fn lost(error: &reqwest::Error) -> bool {
-    !error.is_builder() && !error.is_timeout() && (error.is_connect() || error.is_request() || error.is_body() || error.is_decode())
+    !error.is_builder()
+        && !error.is_timeout()
+        && (error.is_connect() || error.is_request() || error.is_body() || error.is_decode())
 }
 
 fn answer(url: Url, status: StatusCode, body: &[u8]) -> Result<Value, Error> {

@@ -34,11 +34,9 @@ impl EventLog {
         let unavailable = |source| Error::Unavailable { operation: "serving questions", source };
         let client = self.inner.client.clone();
         let messages = client.subscribe(subject.to_owned()).await.map_err(|e| unavailable(Box::new(e)))?;
-        // Who asks right after this returned shall find somebody.
-        tokio::time::timeout(nats::DEADLINE, client.flush())
-            .await
-            .map_err(|e| unavailable(e.into()))?
-            .map_err(|e| unavailable(e.into()))?;
+        // A round trip behind the subscription, so that who asks right after this finds somebody. The client's own
+        // `flush` only empties its buffer.
+        self.healthy().await?;
         Ok(messages.filter_map(move |message| {
             let client = client.clone();
             let reply = message.reply;

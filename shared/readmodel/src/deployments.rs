@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use crate::{Error, Model, fold, instances::Instance};
 
-pub(crate) const MODEL: Model = Model { name: "deployments", apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model =
+    Model { name: "deployments", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Deployment {

@@ -13,7 +13,8 @@ use crate::{
     fold::{self, text},
 };
 
-pub(crate) const MODEL: Model = Model { name: "events", apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model =
+    Model { name: "events", append_only: true, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EventRecord {

@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use crate::{Model, fold};
 
-pub(crate) const MODEL: Model = Model { name: "instances", apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model =
+    Model { name: "instances", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
 
 /// A container of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -38,6 +38,8 @@ use uuid::Uuid;
 pub struct Model {
     /// Of the table, too.
     pub name: &'static str,
+    /// Applying looks nothing up, so a copy gets its indexes when it is full: that is much quicker.
+    append_only: bool,
     apply: for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>,
 }
 

@@ -53,7 +53,7 @@ pub async fn rebuild<E>(
         let batch = next(batches.as_mut(), copy.position, target).await?;
         copy.apply(&batch).await.map_err(Error::during("applying events to the copy"))?;
     }
-    copy.analyze().await.map_err(Error::during("analyzing the copy"))?;
+    copy.index().await.map_err(Error::during("indexing the copy"))?;
 
     let mut rest = Vec::new();
     for _ in 0..SWAP_ATTEMPTS {
@@ -108,9 +108,10 @@ impl<'a> Copy<'a> {
 
         let tables: String = models
             .iter()
-            .map(|Model { name, .. }| {
+            .map(|Model { name, append_only, .. }| {
+                let but = if *append_only { "excluding indexes" } else { "" };
                 format!(
-                    "create table rebuild.{name} (like public.{name} including all);
+                    "create table rebuild.{name} (like public.{name} including all {but});
                  insert into rebuild.checkpoints values ('{name}', 0);
                  insert into public.checkpoints values ('{name}', 0) on conflict do nothing;"
                 )
@@ -138,8 +139,25 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// The first queries after the swap must not be planned as if the tables were empty.
-    async fn analyze(&mut self) -> sqlx::Result<()> {
+    /// Makes up for the indexes that were left out.
+    async fn index(&mut self) -> sqlx::Result<()> {
+        for model in self.models.iter().filter(|model| model.append_only) {
+            let statements = sqlx::query_scalar!(
+                r#"select coalesce(
+                        'alter table rebuild.' || $1 || ' add constraint ' || conname || ' ' || pg_get_constraintdef(c.oid),
+                        replace(pg_get_indexdef(indexrelid), ' ON public.', ' ON rebuild.')
+                    ) as "statement!"
+                   from pg_index left join pg_constraint c on conindid = indexrelid
+                   where indrelid = ('public.' || $1)::regclass"#,
+                model.name
+            )
+            .fetch_all(&mut self.connection)
+            .await?;
+            for statement in statements {
+                sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection).await?;
+            }
+        }
+        // The first queries after the swap must not be planned as if the tables were empty.
         let tables = self.tables("rebuild");
         sqlx::query(AssertSqlSafe(format!("analyze {tables}"))).execute(&mut self.connection).await.map(drop)
     }
@@ -269,6 +287,25 @@ mod tests {
         assert_eq!(rebuild_all(&pool, &events, 100).await.expect("rebuilt"), events.len() as u64);
         assert_eq!(checksums(&pool).await, live);
         assert_eq!(leftovers(&pool).await, 0);
+    }
+
+    #[tokio::test]
+    async fn the_new_tables_are_made_like_the_old_ones() {
+        async fn schema(pool: &PgPool) -> Vec<String> {
+            let names = "select indexdef from pg_indexes where schemaname = 'public'
+                union select concat_ws(' ', table_name, ordinal_position, column_name, data_type, is_nullable)
+                    from information_schema.columns where table_schema = 'public'
+                union select concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid)) from pg_constraint
+                    where connamespace = 'public'::regnamespace
+                order by 1";
+            sqlx::query_scalar(names).fetch_all(pool).await.expect("read")
+        }
+        let (_database, pool) = database().await;
+        let before = schema(&pool).await;
+        for _ in 0..2 {
+            rebuild_all(&pool, &History::released().events, 100).await.expect("rebuilt");
+        }
+        assert_eq!(schema(&pool).await, before);
     }
 
     #[tokio::test]

@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use crate::{Error, Model, fold};
 
-pub(crate) const MODEL: Model = Model { name: "registries", apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model =
+    Model { name: "registries", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Registry {

@@ -30,7 +30,7 @@ use crate::{
 
 /// All routes, each with what it asks of its caller.
 pub(crate) fn all() -> Routes {
-    Routes::new(openapi::outline())
+    Routes::new()
         .add(Public, routes!(health::health))
         .add(Needs(Viewer), routes!(openapi::openapi))
         .add(Needs(Viewer), routes!(projects::list))

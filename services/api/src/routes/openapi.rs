@@ -28,7 +28,7 @@ use crate::{auth::SCHEME, problem::Problem};
 struct Outline;
 
 /// What stands in the document besides the routes.
-pub(crate) fn outline() -> openapi::OpenApi {
+fn outline() -> openapi::OpenApi {
     let mut document = Outline::openapi();
     let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     document.components.get_or_insert_default().add_security_scheme(SCHEME, scheme);
@@ -38,7 +38,7 @@ pub(crate) fn outline() -> openapi::OpenApi {
 /// The whole document as JSON.
 pub(crate) fn document() -> &'static str {
     static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-        let document = super::all().document();
+        let document = super::all().document(outline());
         // It is made of strings and maps alone, which always have a JSON form.
         document.to_pretty_json().unwrap_or_default()
     });

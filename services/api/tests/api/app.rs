@@ -21,39 +21,39 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub const TOKEN: &str = "a-token-of-at-least-32-characters";
-pub const NODE: &str = "local";
+pub(crate) const TOKEN: &str = "a-token-of-at-least-32-characters";
+pub(crate) const NODE: &str = "local";
 
 /// Tag or digest as asked for, and what it means now.
 type Images = Arc<Mutex<BTreeMap<String, Resolved>>>;
 
-pub struct App {
-    pub base: String,
-    pub http: reqwest::Client,
-    pub log: EventLog,
+pub(crate) struct App {
+    pub(crate) base: String,
+    pub(crate) http: reqwest::Client,
+    pub(crate) log: EventLog,
     images: Images,
     stop: CancellationToken,
     tasks: JoinSet<()>,
-    pub nats: testkit::Nats,
-    pub database: testkit::Database,
+    pub(crate) nats: testkit::Nats,
+    pub(crate) database: testkit::Database,
     pool: readmodel::PgPool,
     directory: tempfile::TempDir,
 }
 
 /// Parts that a test may leave out, to see what happens without them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Without {
+pub(crate) enum Without {
     Nothing,
     Projector,
     Node,
 }
 
 impl App {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_without(Without::Nothing).await
     }
 
-    pub async fn start_without(without: Without) -> Self {
+    pub(crate) async fn start_without(without: Without) -> Self {
         let nats = testkit::Nats::start().await.expect("NATS starts");
         let database = testkit::Postgres::database().await.expect("a database");
         let directory = tempfile::tempdir().expect("a directory");
@@ -83,7 +83,7 @@ impl App {
         app
     }
 
-    pub async fn start_projector(&mut self) {
+    pub(crate) async fn start_projector(&mut self) {
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());
         self.tasks.spawn(async move { projector::run(log, pool, stop).await.expect("the projector ends in order") });
@@ -126,7 +126,7 @@ impl App {
     }
 
     /// Ends everything as a signal would; fails where something does not end.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         let ended = async {
             // The stand-in for the node ends with the log.
@@ -138,58 +138,58 @@ impl App {
         tokio::time::timeout(Duration::from_secs(20), ended).await.expect("everything ends");
     }
 
-    pub fn stop_token(&self) -> CancellationToken {
+    pub(crate) fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 
     /// From now on `reference` means the image with this digest.
-    pub fn image(&self, reference: &str, digest: char) -> Image {
+    pub(crate) fn image(&self, reference: &str, digest: char) -> Image {
         let digest = format!("sha256:{}", digest.to_string().repeat(64));
         let image = Image { requested: reference.into(), digest, source: Source::Registry };
         self.images.lock().expect("unpoisoned").insert(reference.into(), Ok(image.clone()));
         image
     }
 
-    pub fn no_image(&self, reference: &str, code: &str) {
+    pub(crate) fn no_image(&self, reference: &str, code: &str) {
         let error = ResolveError { code: code.into(), message: "it is so".into(), hint: "do this".into() };
         self.images.lock().expect("unpoisoned").insert(reference.into(), Err(error));
     }
 
-    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}/api/v1{path}", self.base)).bearer_auth(TOKEN)
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         Answer::of(self.request(Method::GET, path)).await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         Answer::of(self.request(Method::PUT, path).body(body.to_string()).header("content-type", "application/json")).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         Answer::of(self.request(Method::POST, path).body(body.to_string()).header("content-type", "application/json")).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         Answer::of(self.request(Method::DELETE, path)).await
     }
 
     /// The same with an `Idempotency-Key`.
-    pub async fn keyed(&self, method: Method, path: &str, body: Value, key: &str) -> Answer {
+    pub(crate) async fn keyed(&self, method: Method, path: &str, body: Value, key: &str) -> Answer {
         let request = self.request(method, path).header("idempotency-key", key);
         Answer::of(request.header("content-type", "application/json").body(body.to_string())).await
     }
 
     /// A project `slug` with the stages `dev` and `prod`, which deploy from `registry.test/<slug>`.
-    pub async fn project(&self, slug: &str) -> u64 {
+    pub(crate) async fn project(&self, slug: &str) -> u64 {
         let image = format!("registry.test/{slug}");
         let stages = json!({ "dev": { "image": image }, "prod": { "image": image } });
         self.put(&format!("/projects/{slug}"), json!({ "stages": stages })).await.accepted()
     }
 
     /// Takes a deployment through all its steps, as a deployer would; returns the last sequence.
-    pub async fn work(&self, project: &str, stage: &str, deployment: DeploymentId) -> u64 {
+    pub(crate) async fn work(&self, project: &str, stage: &str, deployment: DeploymentId) -> u64 {
         let slug = |text: &str| text.parse::<Slug>().expect("a slug");
         let key = Key::<Stage>::stage(&slug(project), &slug(stage));
         let worker = "test".to_owned();
@@ -212,7 +212,7 @@ impl App {
     }
 
     /// Subjects of all events behind `after`, as the log has them, in order.
-    pub async fn subjects(&self, after: u64) -> Vec<String> {
+    pub(crate) async fn subjects(&self, after: u64) -> Vec<String> {
         let last = self.log.last_sequence().await.expect("an end");
         let events = self.log.follow("sluice.events.>", after).take((last - after) as usize);
         events.map(|event| event.expect("readable").subject).collect().await
@@ -237,7 +237,7 @@ fn unknown(reference: &str) -> ResolveError {
 }
 
 /// Waits for `probe` to answer true.
-pub async fn eventually(what: &str, probe: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, probe: impl AsyncFn() -> bool) {
     let waited = async {
         while !probe().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -247,14 +247,14 @@ pub async fn eventually(what: &str, probe: impl AsyncFn() -> bool) {
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    pub async fn of(request: RequestBuilder) -> Self {
+    pub(crate) async fn of(request: RequestBuilder) -> Self {
         let response = request.send().await.expect("an answer");
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.expect("a body");
@@ -263,21 +263,21 @@ impl Answer {
 
     /// The body of a 200.
     #[track_caller]
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{:#}", self.body);
         self.body
     }
 
     /// The sequence of a 202.
     #[track_caller]
-    pub fn accepted(&self) -> u64 {
+    pub(crate) fn accepted(&self) -> u64 {
         assert_eq!(self.status, 202, "{:#}", self.body);
         self.body["sequence"].as_u64().expect("a sequence")
     }
 
     /// Asserts a problem with this status and code, complete in form.
     #[track_caller]
-    pub fn problem(self, status: u16, code: &str) -> Value {
+    pub(crate) fn problem(self, status: u16, code: &str) -> Value {
         let problem = self.body;
         assert_eq!((self.status.as_u16(), problem["code"].as_str()), (status, Some(code)), "{problem:#}");
         assert_eq!(self.headers["content-type"], "application/problem+json");
@@ -290,7 +290,7 @@ impl Answer {
 
     /// The fields that a problem names.
     #[track_caller]
-    pub fn fields(self, status: u16, code: &str) -> Vec<String> {
+    pub(crate) fn fields(self, status: u16, code: &str) -> Vec<String> {
         let problem = self.problem(status, code);
         let errors = problem["errors"].as_array().cloned().unwrap_or_default();
         errors.iter().map(|error| error["field"].as_str().expect("a field").to_owned()).collect()

@@ -8,27 +8,27 @@ use serde_json::{Value, json};
 use crate::app::App;
 
 /// A reader of server-sent events, as strict as the tests need it.
-pub struct Sse {
+pub(crate) struct Sse {
     response: Response,
     text: String,
     ready: VecDeque<Message>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub id: u64,
-    pub event: String,
-    pub data: String,
+pub(crate) struct Message {
+    pub(crate) id: u64,
+    pub(crate) event: String,
+    pub(crate) data: String,
 }
 
 impl Sse {
-    pub fn new(response: Response) -> Self {
+    pub(crate) fn new(response: Response) -> Self {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Self { response, text: String::new(), ready: VecDeque::new() }
     }
 
-    pub async fn open(app: &App, query: &str, last: Option<u64>) -> Self {
+    pub(crate) async fn open(app: &App, query: &str, last: Option<u64>) -> Self {
         let mut request = app.request(Method::GET, &format!("/events/stream{query}"));
         if let Some(last) = last {
             request = request.header("last-event-id", last.to_string());
@@ -37,7 +37,7 @@ impl Sse {
     }
 
     /// None at the end of the stream.
-    pub async fn next(&mut self) -> Option<Message> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Some(message);
@@ -56,7 +56,7 @@ impl Sse {
         next.expect("in time").expect("not the end")
     }
 
-    pub async fn json(&mut self) -> Value {
+    pub(crate) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.soon().await.data).expect("JSON")
     }
 

@@ -33,6 +33,14 @@ impl Container {
     pub(crate) fn address(&self) -> Option<String> {
         Some(format!("{}:{}", self.ip.as_ref()?, self.labels.port?))
     }
+
+    #[cfg(test)]
+    pub(crate) fn sample(deployment: domain::DeploymentId, running: bool) -> Self {
+        let name = "dev".parse::<domain::Slug>().expect("a good name");
+        let place = crate::Place { project: name.clone(), stage: name };
+        let labels = Labels { place, deployment, replica: 1, config_hash: String::new(), port: None };
+        Self { id: deployment.to_string(), name: "c".into(), labels, running, image: String::new(), ip: None }
+    }
 }
 
 /// How a container ended.

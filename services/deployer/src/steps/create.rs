@@ -8,6 +8,7 @@ use domain::{
     settings::{Check, StageSettings},
     stage::{Instance, Spec},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
 use super::{Job, pull};
@@ -17,6 +18,9 @@ use crate::{
     health,
     labels::{Labels, Owner, container_name, network_name},
 };
+
+/// Containers that are started at the same time.
+const AT_ONCE: usize = 4;
 
 /// Has every container of the set exist and run.
 pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<Vec<Instance>, StepError> {
@@ -32,10 +36,15 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
             job.engine.remove(&standing.id).await?;
         }
     }
-    for replica in 1..=spec.settings.replicas {
-        let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
-        start_one(job, &labels, spec, &network).await?;
-    }
+    let (hash, network) = (&hash, &network);
+    stream::iter(1..=spec.settings.replicas)
+        .map(|replica| async move {
+            let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
+            start_one(job, &labels, spec, network).await
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
 
     let containers = job.containers(deployment).await?;
     for container in &containers {

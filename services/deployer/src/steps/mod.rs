@@ -15,6 +15,8 @@ use domain::{
 };
 use eventlog::{LogLine, LogRef, LogStream};
 
+#[cfg(test)]
+pub(crate) use retire::needed_images;
 pub(crate) use retire::{ORPHAN_GRACE, remove_all, stop_all, tidy};
 pub(crate) use traffic::refresh_route;
 

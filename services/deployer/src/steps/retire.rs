@@ -95,7 +95,7 @@ pub(crate) async fn tidy(node: &Node, place: &Place, image: Option<String>) -> R
 }
 
 /// Images that a release may still be started from.
-fn needed_images(stage: &Stage) -> Vec<String> {
+pub(crate) fn needed_images(stage: &Stage) -> Vec<String> {
     let releases = stage.current.iter().chain(stage.kept());
     let rollout = stage
         .active

@@ -1,7 +1,7 @@
 //! Rollouts that go well.
 
 use domain::{
-    settings::{Check, HealthCheck, Strategy},
+    settings::{Check, HealthCheck, QueuePolicy, Strategy},
     stage::Outcome,
     traffic::Target,
 };
@@ -96,5 +96,28 @@ async fn the_images_own_healthcheck_and_no_route_at_all() {
         ["requested", "dispatched", "started", "pulled", "created", "healthy", "retired", "succeeded"]
     );
     assert_eq!(lab.live().await, None);
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn requests_that_wait_are_carried_out_in_order() {
+    let lab = Lab::new().await;
+    let settings = domain::settings::StageSettings { queue: QueuePolicy::Keep, ..lab.settings() };
+    let mut requested = Vec::new();
+    for version in ["1", "2", "3", "4"] {
+        let image = lab.image(version, SampleImage::new(version)).await;
+        requested.push(lab.request(image, settings.clone()).await);
+    }
+    for deployment in &requested {
+        let run = lab.end(*deployment).await;
+        assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+        assert_eq!(run.names.iter().filter(|name| *name == "started").count(), 1, "nobody takes it up twice: {run:?}");
+    }
+    let last = *requested.last().expect("four");
+    assert_eq!(lab.live().await.expect("live").0, last);
+    lab.stands("one runs, three are kept", |standing| {
+        standing.len() == 4 && standing.iter().all(|(id, all)| *all == (usize::from(*id == last), 1))
+    })
+    .await;
     lab.close().await;
 }

@@ -165,6 +165,18 @@ async fn output_reaches_its_followers_once() {
     for line in ["first-line", "second-line", "third-line"] {
         assert_eq!(texts.iter().filter(|text| text.contains(line)).count(), 1, "{line}: {texts:?}");
     }
+
+    // Nor does it tell again what its predecessor has told of the container.
+    let starts = |event: &stage::Event| matches!(event, stage::Event::InstanceStarted { .. });
+    let marker = DeploymentId(runtime::clock::new_id());
+    lab.execute(Command::Lock { owner: "test".into(), reason: marker.to_string() }).await;
+    let mut count = 0;
+    lab.saw("the marker", |event| {
+        count += usize::from(starts(event));
+        matches!(event, stage::Event::Locked { .. })
+    })
+    .await;
+    assert_eq!(count, 1);
     lab.close().await;
 }
 

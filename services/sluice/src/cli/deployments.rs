@@ -140,7 +140,10 @@ fn body(d: &Deployment, ui: &Ui) -> Result<(), Failure> {
     if !d.steps.is_empty() {
         ui.line("")?;
         let rows = d.steps.iter().map(|step| {
-            let took = rollout::took(step.elapsed_ms, step.failure.as_ref());
+            let took = match (&step.failure, step.status.as_str()) {
+                (Some(failure), "failed") => format!("{}, then failed: {}", ui::elapsed(step.elapsed_ms), failure.message),
+                (problem, _) => rollout::took(step.elapsed_ms, problem.as_ref()),
+            };
             [ui::clock(step.at), rollout::step_name(step.step).to_owned(), took]
         });
         ui.table(["TIME", "STEP", "TOOK"], rows.collect())?;

@@ -110,9 +110,15 @@ impl From<Box<client::Problem>> for Failure {
         };
         // What the API advises is meant for programs that speak to it; here a person types commands.
         let hint = match problem.code.as_str() {
-            "unauthorized" => Some("set API_TOKEN to a token of this installation, or run as the user who started `sluice up`"),
-            "timed_out" | "log_unavailable" => Some("it may have been carried out: look at `sluice status`, and at `sluice health` for what is away"),
-            "not_yet_visible" | "database_unavailable" | "stream_stopped" => Some("try again; `sluice health` says which part is away"),
+            "unauthorized" => {
+                Some("set API_TOKEN to a token of this installation, or run as the user who started `sluice up`")
+            }
+            "timed_out" | "log_unavailable" => {
+                Some("it may have been carried out: look at `sluice status`, and at `sluice health` for what is away")
+            }
+            "not_yet_visible" | "database_unavailable" | "stream_stopped" => {
+                Some("try again; `sluice health` says which part is away")
+            }
             "internal" => Some("look for the request id in Sluice's own log"),
             _ => problem.hint.as_deref(),
         };

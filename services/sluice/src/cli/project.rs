@@ -174,7 +174,8 @@ async fn show(project: &Slug, client: &Client, ui: &Ui) -> Result<Code, Failure>
 }
 
 async fn archive(project: &Slug, client: &Client, ui: &Ui) -> Result<Code, Failure> {
-    let answer = client.change(Method::POST, &format!("/projects/{project}/archive"), Parts::default(), "/projects").await?;
+    let answer =
+        client.change(Method::POST, &format!("/projects/{project}/archive"), Parts::default(), "/projects").await?;
     ui.result(&answer, || format!("project {project} is archived; what runs on its stages is being removed"))?;
     Ok(Code::Ok)
 }

@@ -37,9 +37,16 @@ pub(super) async fn follow(
         let heard = hear(&mut events, &mut interrupt, ui, || {
             format!("{target}: {doing} ({})", ui::elapsed(since(began, runtime::clock::now())))
         });
-        let Some(message) = heard.await? else {
-            detached(ui, deployment);
-            return Ok(Code::Interrupted);
+        let message = match heard.await {
+            Ok(Some(message)) => message,
+            Ok(None) => {
+                detached(ui, deployment);
+                return Ok(Code::Interrupted);
+            }
+            Err(lost) => {
+                detached(ui, deployment);
+                return Err(lost);
+            }
         };
         let raw = message.document()?;
         let event: client::Event = client::read(raw.clone())?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -56,7 +56,9 @@ impl Ui {
 
     pub(crate) fn table<const N: usize>(&self, header: [&str; N], rows: Vec<[String; N]>) -> io::Result<()> {
         let mut table = Table::new();
-        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(presets::NOTHING);
+        // Ids must stay whole, to be copied; a narrow terminal wraps lines by itself.
+        table.set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(header);
         table.add_rows(rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))));
         for column in table.column_iter_mut() {

@@ -29,7 +29,9 @@ impl Message {
     /// The JSON that it carries, with its position as `sequence`.
     pub(crate) fn document(&self) -> Result<Value, Error> {
         let mut document: Value = super::parse(&self.data)?;
-        if let (Some(fields), Some(Ok(sequence))) = (document.as_object_mut(), self.id.as_ref().map(|id| id.parse::<u64>())) {
+        if let (Some(fields), Some(Ok(sequence))) =
+            (document.as_object_mut(), self.id.as_ref().map(|id| id.parse::<u64>()))
+        {
             fields.insert("sequence".to_owned(), sequence.into());
         }
         Ok(document)

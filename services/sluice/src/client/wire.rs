@@ -96,6 +96,8 @@ impl Status {
 #[derive(Debug, Deserialize)]
 pub(crate) struct StepRecord {
     pub(crate) step: Step,
+    /// `done`, `failed`, or `problem` where the rollout could only go on.
+    pub(crate) status: String,
     pub(crate) at: DateTime<Utc>,
     pub(crate) elapsed_ms: u64,
     pub(crate) failure: Option<Failure>,

@@ -33,7 +33,8 @@ fn run(server: &Server, args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 fn accepted() -> Reply {
-    let image = json!({"requested": "127.0.0.1:5000/shop:v2", "digest": "sha256:0123456789abcdef", "source": "registry"});
+    let image =
+        json!({"requested": "127.0.0.1:5000/shop:v2", "digest": "sha256:0123456789abcdef", "source": "registry"});
     Reply::json(202, &json!({"sequence": 5, "deployment": ID, "image": image}))
 }
 
@@ -91,7 +92,9 @@ fn a_failed_deployment_says_where_why_and_what_to_do() {
     let server = Server::new([accepted(), Reply::events(&[others, event(7, "failed", json!({"failure": failure()}))])]);
     let (code, out, _) = run(&server, &["deploy", "shop", "dev", "v2", "--follow"]);
     assert_eq!(code, Some(1));
-    for wanted in ["failed at await healthy: it exited with 1 (exited)", "hint: read its log", "  | boom", "is as it was before"] {
+    for wanted in
+        ["failed at await healthy: it exited with 1 (exited)", "hint: read its log", "  | boom", "is as it was before"]
+    {
         assert!(out.contains(wanted), "no `{wanted}` in: {out}");
     }
 }
@@ -99,7 +102,8 @@ fn a_failed_deployment_says_where_why_and_what_to_do() {
 #[test]
 fn json_is_a_line_for_each_event_and_the_deployment_last() {
     let rolled_back = event(6, "rolled_back", json!({"failure": failure(), "to": ID}));
-    let server = Server::new([accepted(), Reply::events(&[rolled_back]), Reply::json(200, &json!({"status": "rolled_back"}))]);
+    let server =
+        Server::new([accepted(), Reply::events(&[rolled_back]), Reply::json(200, &json!({"status": "rolled_back"}))]);
     let (code, out, err) = run(&server, &["--json", "deploy", "shop", "dev", "v2", "-f"]);
     assert_eq!((code, err.as_str()), (Some(6), ""));
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -155,6 +159,20 @@ fn what_the_server_refuses_in_a_file_is_named_with_its_line() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{err}");
     assert!(err.contains("standard input:4: stages.dev.route: shop.localhost: path / is taken"), "{err}");
+}
+
+#[test]
+fn a_long_list_is_one_document_however_many_pages_it_takes() {
+    let page = |sequences: std::ops::Range<u64>, next: Option<u64>| {
+        let events: Vec<Value> = sequences.rev().map(|sequence| json!({ "sequence": sequence })).collect();
+        Reply::json(200, &json!({ "events": events, "next": next }))
+    };
+    let server = Server::new([page(200..700, Some(200)), page(0..200, None)]);
+    let (code, out, _) = run(&server, &["events", "--limit", "1000", "--json"]);
+    let events: Vec<Value> = serde_json::from_str(&out).expect("a list");
+    assert_eq!((code, events.len(), &events[699]["sequence"]), (Some(0), 700, &json!(0)));
+    let asked = server.asked();
+    assert!(asked[0].contains("limit=500 ") && asked[1].contains("limit=500&before=200 "), "{asked:?}");
 }
 
 #[test]

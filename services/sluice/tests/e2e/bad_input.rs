@@ -52,9 +52,7 @@ async fn wrong_credentials_and_then_the_right_ones() {
     let guarded = Registry::start_guarded().await.expect("a registry");
     SampleImage::new("2").load(&sluice.docker, "sluice-e2e-guarded:v2").await.expect("loaded");
     let reference = guarded.push(&sluice.docker, "sluice-e2e-guarded:v2", "shop:v2").await.expect("pushed");
-    for name in ["sluice-e2e-guarded:v2", reference.as_str()] {
-        sluice.docker.client().remove_image(name, None, None).await.expect("removed");
-    }
+    sluice.forget(&["sluice-e2e-guarded:v2", &reference]).await;
     fails(&sluice, &reference, &["registry login", guarded.address()]).await;
     let login = ["registry", "login", guarded.address(), "--username", Registry::USER];
     assert!(sluice.run_with_input(&login, "wrong-password\n").await.status.success());

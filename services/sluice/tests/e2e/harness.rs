@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bollard::query_parameters::RemoveImageOptions;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -173,10 +174,15 @@ impl Sluice {
         image.load(&self.docker, &local).await.expect("loaded");
         let reference = self.registry.push(&self.docker, &local, &format!("shop:{tag}")).await.expect("pushed");
         // Only the registry has it from here on: deploying must pull.
-        for name in [local.as_str(), reference.as_str()] {
-            self.docker.client().remove_image(name, None, None).await.expect("removed");
-        }
+        self.forget(&[&local, &reference]).await;
         reference
+    }
+
+    /// Takes images away from the engine.
+    pub(crate) async fn forget(&self, names: &[&str]) {
+        for name in names {
+            self.docker.client().remove_image(name, None::<RemoveImageOptions>, None).await.expect("removed");
+        }
     }
 
     /// GET through the edge: status and body.
