@@ -154,7 +154,7 @@ pub(crate) fn registry(error: &EngineError, reference: &str, registry: &str) -> 
             format!("{registry} refused to give {reference}: {said}")
         };
         let hint = format!(
-            "check the image's name, and the credentials that are stored for {registry} (PUT /api/v1/registries/{registry}/credentials)"
+            "check the image's name, and sign in to the registry: `sluice registry login {registry} --username NAME`"
         );
         let code = if unknown_or_private { "image_not_found" } else { "registry_unauthorized" };
         return Problem::new(code, message, hint);

@@ -159,7 +159,7 @@ pub(crate) async fn credentials(log: &EventLog, registry: &str) -> Result<Option
         Problem::new(
             "credentials_missing",
             format!("the password for {registry} is not in the vault"),
-            format!("store the credentials again (PUT /api/v1/registries/{registry}/credentials)"),
+            format!("store the credentials again: `sluice registry login {registry} --username NAME`"),
         )
     })?;
     let server = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions, PgPool,
+    ConnectOptions, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tracing::log::LevelFilter;
 
 use crate::Error;
 
@@ -26,20 +27,18 @@ pub async fn connect(database_url: &str) -> Result<PgPool, ConnectError> {
     if !["postgres://", "postgresql://"].iter().any(|scheme| database_url.starts_with(scheme)) {
         return Err(ConnectError::BadUrl);
     }
-    let options = database_url
-        .parse::<PgConnectOptions>()
-        .map_err(|_| ConnectError::BadUrl)?
-        .application_name("sluice")
-        .options([
-            // What a crash takes away is replayed: the checkpoints go back with the rows they speak of.
-            ("synchronous_commit", "off"),
-            // Every statement is short, and compiling one takes longer than running it.
-            ("jit", "off"),
-            ("statement_timeout", "30s"),
-            // Queries with optional filters are planned for the filters given.
-            ("plan_cache_mode", "force_custom_plan"),
-        ])
-        .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
+    let options =
+        database_url.parse::<PgConnectOptions>().map_err(|_| ConnectError::BadUrl)?.application_name("sluice").options(
+            [
+                // What a crash takes away is replayed: the checkpoints go back with the rows they speak of.
+                ("synchronous_commit", "off"),
+                // Every statement is short, and compiling one takes longer than running it.
+                ("jit", "off"),
+                ("statement_timeout", "30s"),
+                // Queries with optional filters are planned for the filters given.
+                ("plan_cache_mode", "force_custom_plan"),
+            ],
+        );
     let (host, port) = (options.get_host().to_owned(), options.get_port());
     PgPoolOptions::new()
         .max_connections(CONNECTIONS)
@@ -49,12 +48,21 @@ pub async fn connect(database_url: &str) -> Result<PgPool, ConnectError> {
         .map_err(|source| ConnectError::Unreachable { host, port, source })
 }
 
+/// A connection outside the pool, for work that may take longer than a query.
+pub(crate) async fn dedicated(database: &PgPool) -> sqlx::Result<PgConnection> {
+    (*database.connect_options())
+        .clone()
+        .options([("statement_timeout", "10min"), ("plan_cache_mode", "auto")])
+        .log_slow_statements(LevelFilter::Debug, Duration::from_secs(1))
+        .connect()
+        .await
+}
+
 /// Brings the schema up to date. Several processes may do so at once: one migrates, the others wait for it.
 pub async fn migrate(database: &PgPool) -> Result<(), Error> {
-    sqlx::migrate!("../../migrations")
-        .run(database)
-        .await
-        .map_err(|error| Error::during("migrating the database")(error.into()))
+    let during = || Error::during("migrating the database");
+    let mut connection = dedicated(database).await.map_err(during())?;
+    sqlx::migrate!("../../migrations").run(&mut connection).await.map_err(|error| during()(error.into()))
 }
 
 /// A round trip.

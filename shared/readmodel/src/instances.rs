@@ -123,6 +123,13 @@ impl Rows {
                     row.state = State::Stopped;
                 }
             }),
+            // The old release's containers, which this deployment had stopped.
+            Event::Restored(_) => self.each(recorded, |row| {
+                if row.current && row.state == State::Stopped {
+                    row.state = State::Running;
+                    row.exit_code = None;
+                }
+            }),
             Event::Succeeded { deployment } => {
                 self.each(recorded, |row| row.current = row.deployment == deployment.0);
             }
@@ -160,7 +167,6 @@ impl Rows {
             | Event::StepFailed { .. }
             | Event::CancelRequested { .. }
             | Event::Reheld(_)
-            | Event::Restored(_)
             | Event::Reverted(_)
             | Event::Failed { .. }
             | Event::RolledBack { .. }

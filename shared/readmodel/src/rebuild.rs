@@ -3,15 +3,18 @@
 //! The copy grows in the schema `rebuild`. Queries see the live tables until, in one transaction, the copy has
 //! caught up with them and takes their place. Whatever interrupts it leaves the live tables as they are.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use domain::Recorded;
 use futures::{Stream, StreamExt};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
-    Error, MODELS, Model,
+    Error, MODELS, Model, connection,
     writer::{self, LOCK_NOT_AVAILABLE, is},
 };
 
@@ -48,24 +51,23 @@ pub async fn rebuild<E>(
     batches: impl Stream<Item = Result<Vec<Recorded>, E>>,
 ) -> Result<u64, RebuildError<E>> {
     let mut batches = pin!(batches);
-    let mut copy = Copy::begin(database, installation, models).await?;
-    while copy.position < target {
-        let batch = next(batches.as_mut(), copy.position, target).await?;
-        copy.apply(&batch).await.map_err(Error::during("applying events to the copy"))?;
-    }
-    copy.index().await.map_err(Error::during("indexing the copy"))?;
+    let mut shadow = Shadow::begin(database, installation, models).await?;
+    shadow.catch_up(target, batches.as_mut()).await?;
+    shadow.index().await.map_err(Error::during("indexing the rebuilt tables"))?;
+    let live = shadow.live().await.map_err(Error::during("reading the live checkpoints"))?;
+    shadow.catch_up(live, batches.as_mut()).await?;
 
     let mut rest = Vec::new();
     for _ in 0..SWAP_ATTEMPTS {
-        if copy.swap(&mut rest, batches.as_mut()).await? {
-            return Ok(copy.position);
+        if shadow.swap(&mut rest, batches.as_mut()).await? {
+            return Ok(shadow.position);
         }
     }
     Err(RebuildError::Busy)
 }
 
 async fn next<E>(
-    mut batches: std::pin::Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
+    mut batches: Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
     position: u64,
     wanted: u64,
 ) -> Result<Vec<Recorded>, RebuildError<E>> {
@@ -75,7 +77,12 @@ async fn next<E>(
     }
 }
 
-struct Copy<'a> {
+fn end(batch: &[Recorded], otherwise: u64) -> u64 {
+    batch.last().map_or(otherwise, |recorded| recorded.sequence)
+}
+
+/// The tables that are to become the live ones.
+struct Shadow<'a> {
     /// Looks at the schema `rebuild`.
     connection: PgConnection,
     installation: Uuid,
@@ -83,40 +90,39 @@ struct Copy<'a> {
     position: u64,
 }
 
-impl<'a> Copy<'a> {
+impl<'a> Shadow<'a> {
     async fn begin<E>(database: &PgPool, installation: Uuid, models: &'a [Model]) -> Result<Self, RebuildError<E>> {
         let during = || Error::during("beginning a rebuild");
-        let options = (*database.connect_options())
-            .clone()
-            .options([("statement_timeout", "10min"), ("plan_cache_mode", "auto")]);
-        let mut connection = options.connect().await.map_err(during())?;
+        let mut connection = connection::dedicated(database).await.map_err(during())?;
         sqlx::query!("set lock_timeout = '1s'").execute(&mut connection).await.map_err(during())?;
         sqlx::query!("select pg_advisory_lock($1)", REBUILD).execute(&mut connection).await.map_err(|error| {
             if is(&error, LOCK_NOT_AVAILABLE) { RebuildError::Running } else { during()(error).into() }
         })?;
+        sqlx::query!("set lock_timeout = 0").execute(&mut connection).await.map_err(during())?;
 
         let built_from = sqlx::query_scalar!("select installation from projector")
             .fetch_one(&mut connection)
             .await
             .map_err(during())?;
-        match built_from {
-            Some(built_from) if built_from != installation && models.len() < MODELS.len() => {
-                return Err(Error::OtherLog { built_from, given: installation }.into());
-            }
-            Some(_) | None => {}
+        if let Some(built_from) = built_from.filter(|built_from| *built_from != installation)
+            && models.len() < MODELS.len()
+        {
+            return Err(Error::OtherLog { built_from, given: installation }.into());
         }
+        writer::begin_at_zero(&mut connection).await.map_err(during())?;
+        let mut shadow = Self { connection, installation, models, position: 0 };
+        shadow.create().await.map_err(during())?;
+        Ok(shadow)
+    }
 
-        let tables: String = models
-            .iter()
-            .map(|Model { name, append_only, .. }| {
-                let but = if *append_only { "excluding indexes" } else { "" };
-                format!(
-                    "create table rebuild.{name} (like public.{name} including all {but});
-                 insert into rebuild.checkpoints values ('{name}', 0);
-                 insert into public.checkpoints values ('{name}', 0) on conflict do nothing;"
-                )
-            })
-            .collect();
+    async fn create(&mut self) -> sqlx::Result<()> {
+        let table = |Model { name, append_only, .. }: &Model| {
+            let but = if *append_only { "excluding indexes" } else { "" };
+            format!(
+                "create table rebuild.{name} (like public.{name} including all {but});
+                 insert into rebuild.checkpoints values ('{name}', 0);"
+            )
+        };
         // What an interrupted rebuild left behind goes first.
         let schema = format!(
             "begin;
@@ -125,17 +131,29 @@ impl<'a> Copy<'a> {
              create table rebuild.checkpoints (like public.checkpoints including all);
              {tables}
              commit;
-             set search_path to rebuild;"
+             set search_path to rebuild;",
+            tables = self.models.iter().map(table).collect::<String>()
         );
-        sqlx::raw_sql(AssertSqlSafe(schema)).execute(&mut connection).await.map_err(during())?;
-        Ok(Self { connection, installation, models, position: 0 })
+        sqlx::raw_sql(AssertSqlSafe(schema)).execute(&mut self.connection).await.map(drop)
+    }
+
+    async fn catch_up<E>(
+        &mut self,
+        target: u64,
+        mut batches: Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
+    ) -> Result<(), RebuildError<E>> {
+        while self.position < target {
+            let batch = next(batches.as_mut(), self.position, target).await?;
+            self.apply(&batch).await.map_err(Error::during("applying events to the rebuilt tables"))?;
+        }
+        Ok(())
     }
 
     async fn apply(&mut self, batch: &[Recorded]) -> sqlx::Result<()> {
         let mut transaction = self.connection.begin().await?;
         writer::advance(&mut transaction, batch).await?;
         transaction.commit().await?;
-        self.position = batch.last().map_or(self.position, |recorded| recorded.sequence);
+        self.position = end(batch, self.position);
         Ok(())
     }
 
@@ -162,81 +180,86 @@ impl<'a> Copy<'a> {
         sqlx::query(AssertSqlSafe(format!("analyze {tables}"))).execute(&mut self.connection).await.map(drop)
     }
 
-    /// Says whether the copy is live now. If not, queries were in the way; `rest` keeps what was read meanwhile.
+    async fn live(&mut self) -> sqlx::Result<u64> {
+        live(&mut self.connection, self.installation, self.models).await
+    }
+
+    /// Says whether the new tables are live now. If not, queries were in the way; `rest` keeps what was read meanwhile.
     async fn swap<E>(
         &mut self,
         rest: &mut Vec<Vec<Recorded>>,
-        mut batches: std::pin::Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
+        mut batches: Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
     ) -> Result<bool, RebuildError<E>> {
-        let during = || Error::during("swapping in the rebuilt read models");
+        let during = || Error::during("swapping in the rebuilt tables");
+        let exchange = self.exchange();
         let public = self.tables("public");
         let mut transaction = self.connection.begin().await.map_err(during())?;
         // From here on the projector waits.
-        let names: Vec<&str> = self.models.iter().map(|model| model.name).collect();
-        let (built_from,): (Option<Uuid>,) = sqlx::query_as("select installation from public.projector for update")
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(during())?;
-        let live: Vec<(i64,)> =
-            sqlx::query_as("select sequence from public.checkpoints where model = any($1) order by model for update")
-                .bind(&names)
-                .fetch_all(&mut *transaction)
-                .await
-                .map_err(during())?;
-        // Checkpoints in another log say nothing about this one.
-        let live = if built_from.is_none_or(|built_from| built_from == self.installation) {
-            live.iter().map(|(sequence,)| sequence.cast_unsigned()).max().unwrap_or_default()
-        } else {
-            0
-        };
-
+        let live = live(&mut transaction, self.installation, self.models).await.map_err(during())?;
         for batch in &*rest {
             writer::advance(&mut transaction, batch).await.map_err(during())?;
         }
-        let mut position =
-            rest.last().and_then(|batch| batch.last()).map_or(self.position, |recorded| recorded.sequence);
+        let mut position = rest.last().map_or(self.position, |batch| end(batch, self.position));
         while position < live {
             let batch = next(batches.as_mut(), position, live).await?;
             writer::advance(&mut transaction, &batch).await.map_err(during())?;
-            position = batch.last().map_or(position, |recorded| recorded.sequence);
+            position = end(&batch, position);
             rest.push(batch);
         }
 
         // How long new queries wait behind this lock while it waits for old ones. It is less than PostgreSQL's
         // `deadlock_timeout`, so that where the two wait for each other it is never the query that fails.
         sqlx::query!("set local lock_timeout = '500ms'").execute(&mut *transaction).await.map_err(during())?;
-        let locked = sqlx::query(AssertSqlSafe(format!("lock table {public} in access exclusive mode")));
-        match locked.execute(&mut *transaction).await {
-            Ok(_) => {}
-            Err(error) if is(&error, LOCK_NOT_AVAILABLE) => {
+        let lock = sqlx::query(AssertSqlSafe(format!("lock table {public} in access exclusive mode")));
+        if let Err(error) = lock.execute(&mut *transaction).await {
+            if is(&error, LOCK_NOT_AVAILABLE) {
                 transaction.rollback().await.map_err(during())?;
                 return Ok(false);
             }
-            Err(error) => return Err(during()(error).into()),
+            return Err(during()(error).into());
         }
-        let moves: String = names.iter().map(|name| format!("alter table rebuild.{name} set schema public;")).collect();
-        let all = self.models.len() == MODELS.len();
-        let installation = self.installation;
-        let owner = format!("update public.projector set installation = '{installation}', error = null;");
-        let exchange = format!(
-            "drop table {public};
-             {moves}
-             update public.checkpoints live set sequence = copy.sequence
-                from rebuild.checkpoints copy where copy.model = live.model;
-             drop schema rebuild cascade;
-             {owner}
-             select pg_notify('sluice_projected', min(sequence)::text) from public.checkpoints;",
-            owner = if all { owner.as_str() } else { "" }
-        );
         sqlx::raw_sql(AssertSqlSafe(exchange)).execute(&mut *transaction).await.map_err(during())?;
         transaction.commit().await.map_err(during())?;
         self.position = position;
         Ok(true)
     }
 
+    fn exchange(&self) -> String {
+        let move_in = |model: &Model| format!("alter table rebuild.{} set schema public;", model.name);
+        let owner = format!("update public.projector set installation = '{}', error = null;", self.installation);
+        format!(
+            "drop table {old};
+             {moves}
+             update public.checkpoints live set sequence = rebuilt.sequence
+                from rebuild.checkpoints rebuilt where rebuilt.model = live.model;
+             drop schema rebuild cascade;
+             {owner}
+             select pg_notify('sluice_projected', min(sequence)::text) from public.checkpoints;",
+            old = self.tables("public"),
+            moves = self.models.iter().map(move_in).collect::<String>(),
+            owner = if self.models.len() == MODELS.len() { owner.as_str() } else { "" }
+        )
+    }
+
     fn tables(&self, schema: &str) -> String {
         self.models.iter().map(|model| format!("{schema}.{}", model.name)).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// How far the live ones of `models` are. In a transaction they stay there until it ends.
+async fn live(database: &mut PgConnection, installation: Uuid, models: &[Model]) -> sqlx::Result<u64> {
+    let (built_from,): (Option<Uuid>,) =
+        sqlx::query_as("select installation from public.projector for update").fetch_one(&mut *database).await?;
+    let names: Vec<&str> = models.iter().map(|model| model.name).collect();
+    let checkpoints: Vec<(i64,)> =
+        sqlx::query_as("select sequence from public.checkpoints where model = any($1) order by model for update")
+            .bind(&names)
+            .fetch_all(database)
+            .await?;
+    // Those that were built from another log say nothing about this one.
+    let comparable = built_from.is_none_or(|built_from| built_from == installation);
+    let furthest = checkpoints.iter().map(|(sequence,)| sequence.cast_unsigned()).max();
+    Ok(furthest.filter(|_| comparable).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -418,7 +441,7 @@ mod tests {
         let (_database, pool) = database().await;
         let events = long();
         drop(writer(&pool).await);
-        let copy = Copy::begin::<Infallible>(&pool, INSTALLATION, &MODELS).await.expect("begun");
+        let copy = Shadow::begin::<Infallible>(&pool, INSTALLATION, &MODELS).await.expect("begun");
         assert!(matches!(rebuild_all(&pool, &events, 100).await, Err(RebuildError::Running)));
         drop(copy);
 

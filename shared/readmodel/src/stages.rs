@@ -336,6 +336,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
         /// The row tells what the aggregate that decides believes.
         #[test]
         fn any_history_shows_the_stage_as_it_is(history in histories()) {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use domain::Recorded;
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::{Error, MODELS};
+use crate::{Error, MODELS, connection};
 
 /// Advisory lock of the one who writes. Any number will do that nothing else in this database uses.
 const WRITER: i64 = 0x51_0001;
@@ -25,8 +25,7 @@ impl Writer {
     /// Waits as long as another process writes. `installation` identifies the log that the events come from.
     pub async fn acquire(database: &PgPool, installation: Uuid) -> Result<Self, Error> {
         let during = || Error::during("becoming the writer of the read models");
-        let options = (*database.connect_options()).clone().options([("plan_cache_mode", "auto")]);
-        let mut connection = options.connect().await.map_err(during())?;
+        let mut connection = connection::dedicated(database).await.map_err(during())?;
         // A standby waits this long at a time, so that it notices a lost connection.
         sqlx::query!("set lock_timeout = '5s'").execute(&mut connection).await.map_err(during())?;
         while let Err(error) = sqlx::query!("select pg_advisory_lock($1)", WRITER).execute(&mut connection).await {
@@ -35,6 +34,7 @@ impl Writer {
             }
             tracing::debug!("another projector writes; standing by");
         }
+        sqlx::query!("set lock_timeout = 0").execute(&mut connection).await.map_err(during())?;
         let mut writer = Self { connection };
         writer.begin(installation).await?;
         Ok(writer)
@@ -52,12 +52,7 @@ impl Writer {
         if known != installation {
             return Err(Error::OtherLog { built_from: known, given: installation });
         }
-        let names = MODELS.each_ref().map(|model| model.name.to_owned());
-        sqlx::query!("insert into checkpoints select unnest($1::text[]), 0 on conflict do nothing", &names)
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::during("preparing the checkpoints"))?;
-        Ok(())
+        begin_at_zero(&mut self.connection).await.map_err(Error::during("preparing the checkpoints"))
     }
 
     /// Where to read on: no read model lacks an event up to here.
@@ -70,7 +65,7 @@ impl Writer {
         let applied = tokio::time::timeout(APPLY_DEADLINE, async {
             let mut transaction = self.connection.begin().await?;
             advance(&mut transaction, events).await?;
-            sqlx::query!("select pg_notify('sluice_projected', min(sequence)::text) from checkpoints",)
+            sqlx::query!("select pg_notify('sluice_projected', min(sequence)::text) from checkpoints")
                 .execute(&mut *transaction)
                 .await?;
             transaction.commit().await
@@ -78,6 +73,15 @@ impl Writer {
         let late = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         applied.await.map_err(late).flatten().map_err(Error::during("applying events to the read models"))
     }
+}
+
+/// Gives every read model that has none a checkpoint.
+pub(crate) async fn begin_at_zero(database: &mut PgConnection) -> sqlx::Result<()> {
+    let names = MODELS.each_ref().map(|model| model.name.to_owned());
+    sqlx::query!("insert into checkpoints select unnest($1::text[]), 0 on conflict do nothing", &names)
+        .execute(database)
+        .await
+        .map(drop)
 }
 
 /// Applies `events` to the read models that have a checkpoint in the schema the connection looks at, and moves

@@ -61,7 +61,7 @@ async fn one_that_is_never_healthy_and_the_old_comes_back_from_a_recreate() {
 #[tokio::test]
 async fn one_that_is_healthy_and_then_dies_while_it_is_watched() {
     let lab = Lab::new().await;
-    let image = lab.image("bad", SampleImage::new("2").env("EXIT_AFTER_MS", 2500).env("EXIT_CODE", 4)).await;
+    let image = lab.image("bad", SampleImage::new("2").env("EXIT_AFTER_MS", 5000).env("EXIT_CODE", 4)).await;
     let settings = StageSettings { bake: Span::secs(20), ..lab.settings() };
     let run = refused_beside_a_good_one(&lab, image, settings).await;
     let failure = run.failure();
@@ -77,7 +77,7 @@ async fn one_that_is_healthy_and_then_dies_while_it_is_watched() {
 #[tokio::test]
 async fn one_that_becomes_unhealthy_while_it_is_watched() {
     let lab = Lab::new().await;
-    let image = lab.image("bad", SampleImage::new("2").env("UNHEALTHY_AFTER_MS", 2000)).await;
+    let image = lab.image("bad", SampleImage::new("2").env("UNHEALTHY_AFTER_MS", 5000)).await;
     let settings = StageSettings { bake: Span::secs(20), ..lab.settings() };
     let run = refused_beside_a_good_one(&lab, image, settings).await;
     assert_eq!((run.outcome, run.failure().code.as_str()), (Outcome::RolledBack, "unhealthy"), "{run:?}");

@@ -17,7 +17,7 @@ use crate::lab::Lab;
 #[tokio::test]
 async fn a_container_that_dies_is_an_event_and_comes_back() {
     let lab = Lab::new().await;
-    let image = lab.image("v1", SampleImage::new("1").env("EXIT_AFTER_MS", 4000).env("EXIT_CODE", 7)).await;
+    let image = lab.image("v1", SampleImage::new("1").env("EXIT_AFTER_MS", 6000).env("EXIT_CODE", 7)).await;
     let run = lab.deploy(image, lab.settings()).await;
     assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
     lab.saw("its exit", |event| matches!(event, stage::Event::InstanceExited { exit_code: 7, .. })).await;

@@ -1,6 +1,9 @@
 //! `sluice project ...`
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 use domain::Slug;
@@ -46,10 +49,7 @@ pub(super) async fn run(command: Command, client: &Client, ui: &Ui) -> Result<Co
 async fn apply(source: &declaration::Source, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     let document = source.parse()?;
     let path = format!("/projects/{}", document.project);
-    let before = match client.find(&path, &[]).await? {
-        Some(project) => declared(&client::read(project)?),
-        None => BTreeMap::new(),
-    };
+    let before: Option<Project> = client.find(&path, &[]).await?.map(client::read).transpose()?;
     let body = json!(document.declaration());
     let answer = client.send(Method::PUT, &path, Parts::body(body)).await.map_err(|error| match error {
         // The server saw what only it can know, such as a route that is taken: it has a line as well.
@@ -64,15 +64,16 @@ async fn apply(source: &declaration::Source, client: &Client, ui: &Ui) -> Result
         ui.document(&answer)?;
         return Ok(Code::Ok);
     }
-    let project = client::read(client.get(&path, &accepted.seen()).await?)?;
-    let changes = changes(&before, &declared(&project));
-    if changes.is_empty() {
+    let project: Project = client::read(client.get(&path, &accepted.seen()).await?)?;
+    let (what, changes) = match &before {
+        None => ("created", project.stages.keys().map(|stage| format!("+ stage {stage}")).collect()),
+        Some(before) => ("changed", changes(before, &project)),
+    };
+    if before.is_some() && changes.is_empty() {
         ui.line(format!("project {}: nothing to change", document.project))?;
     } else {
-        ui.line(format!("project {}: {}", document.project, if before.is_empty() { "created" } else { "changed" }))?;
-        for change in changes {
-            ui.line(format!("  {change}"))?;
-        }
+        ui.line(format!("project {}: {what}", document.project))?;
+        changes.iter().try_for_each(|change| ui.line(format!("  {change}")))?;
     }
     for stage in project.stages.keys().filter(|stage| !document.stages.keys().any(|slug| slug.as_str() == *stage)) {
         ui.note(format!(
@@ -83,13 +84,34 @@ async fn apply(source: &declaration::Source, client: &Client, ui: &Ui) -> Result
     Ok(Code::Ok)
 }
 
-/// Every declared value by its path, e.g. `stages.dev.health.path`.
-fn declared(project: &Project) -> BTreeMap<String, Value> {
-    let mut values = BTreeMap::from([("name".to_owned(), json!(project.name))]);
-    for (stage, settings) in &project.stages {
-        flatten(format!("stages.{stage}"), settings, &mut values);
+/// What is another than before, by its path; a new stage is one line.
+fn changes(before: &Project, after: &Project) -> Vec<String> {
+    let mut lines = Vec::new();
+    if before.name != after.name {
+        lines.push(format!("~ name: {} -> {}", before.name, after.name));
     }
-    values
+    for (stage, settings) in &after.stages {
+        let Some(earlier) = before.stages.get(stage) else {
+            lines.push(format!("+ stage {stage}"));
+            continue;
+        };
+        let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+        flatten(format!("stages.{stage}"), earlier, &mut old);
+        flatten(format!("stages.{stage}"), settings, &mut new);
+        let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        lines.extend(paths.into_iter().filter_map(|path| difference(path, old.get(path), new.get(path))));
+    }
+    lines
+}
+
+fn difference(path: &str, old: Option<&Value>, new: Option<&Value>) -> Option<String> {
+    match (old, new) {
+        (old, new) if old == new => None,
+        (None, Some(new)) => Some(format!("+ {path}: {}", plain(new))),
+        (Some(old), None) => Some(format!("- {path}: {}", plain(old))),
+        (Some(old), Some(new)) => Some(format!("~ {path}: {} -> {}", plain(old), plain(new))),
+        (None, None) => None,
+    }
 }
 
 fn flatten(path: String, value: &Value, into: &mut BTreeMap<String, Value>) {
@@ -105,20 +127,6 @@ fn flatten(path: String, value: &Value, into: &mut BTreeMap<String, Value>) {
             into.insert(path, value.clone());
         }
     }
-}
-
-fn changes(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) -> Vec<String> {
-    let paths: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    paths
-        .into_iter()
-        .filter_map(|path| match (before.get(path), after.get(path)) {
-            (old, new) if old == new => None,
-            (None, Some(new)) => Some(format!("+ {path}: {}", plain(new))),
-            (Some(old), None) => Some(format!("- {path}: {}", plain(old))),
-            (Some(old), Some(new)) => Some(format!("~ {path}: {} -> {}", plain(old), plain(new))),
-            (None, None) => None,
-        })
-        .collect()
 }
 
 fn plain(value: &Value) -> String {
@@ -193,8 +201,8 @@ mod tests {
 
     #[test]
     fn changes_are_shown_by_path_with_old_and_new() {
-        let before = declared(&project(json!({"dev": {"replicas": 1, "resources": {}, "env": {"A": "x"}}})));
-        let after = declared(&project(json!({"dev": {"replicas": 2, "route": {"host": "h", "path": "/"}}})));
+        let before = project(json!({"dev": {"replicas": 1, "resources": {}, "env": {"A": "x"}}}));
+        let after = project(json!({"dev": {"replicas": 2, "route": {"host": "h", "path": "/"}}, "prod": {"replicas": 1}}));
         assert_eq!(changes(&before, &before), Vec::<String>::new());
         assert_eq!(
             changes(&before, &after),
@@ -202,7 +210,8 @@ mod tests {
                 "- stages.dev.env.A: x",
                 "~ stages.dev.replicas: 1 -> 2",
                 "+ stages.dev.route.host: h",
-                "+ stages.dev.route.path: /"
+                "+ stages.dev.route.path: /",
+                "+ stage prod"
             ]
         );
     }

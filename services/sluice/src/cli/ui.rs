@@ -11,7 +11,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::exit::Failure;
+use super::exit::{Code, Failure};
 
 /// Results go to standard output; remarks and errors to standard error, so that a pipe carries
 /// nothing but results.
@@ -93,7 +93,8 @@ impl Ui {
         if let Some(hint) = &failure.hint {
             writeln!(out, "hint: {}", clean(hint)).ok();
         }
-        if let Some(id) = &failure.request_id {
+        // Only what broke inside is worth a search in the log.
+        if let (Some(id), Code::Failed | Code::Unreachable) = (&failure.request_id, failure.exit) {
             writeln!(out, "request id: {}", clean(id)).ok();
         }
     }

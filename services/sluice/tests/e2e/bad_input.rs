@@ -40,8 +40,8 @@ async fn fails(sluice: &Sluice, reference: &str, words: &[&str]) {
 async fn an_unknown_tag_repository_or_registry() {
     let sluice = serving().await;
     let registry = sluice.registry.address().to_owned();
-    fails(&sluice, &format!("{registry}/shop:nope"), &["shop:nope", "not found"]).await;
-    fails(&sluice, &format!("{registry}/nothing:v1"), &["nothing:v1", "not found"]).await;
+    fails(&sluice, &format!("{registry}/shop:nope"), &["shop:nope", "has no image"]).await;
+    fails(&sluice, &format!("{registry}/nothing:v1"), &["nothing:v1", "has no image"]).await;
     fails(&sluice, "127.0.0.1:9/shop:v1", &["127.0.0.1:9", "reach"]).await;
     fails(&sluice, "Not An Image", &["is not an image"]).await;
 }
