@@ -12,13 +12,7 @@ use serde::{
     de::{DeserializeOwned, value::MapDeserializer},
 };
 
-use crate::{
-    Api,
-    auth::Principal,
-    idempotency,
-    problem::Error,
-    rim::RequestId,
-};
+use crate::{Api, auth::Principal, idempotency, problem::Error, rim::RequestId};
 
 /// Largest body.
 const LIMIT: usize = 1 << 20;

@@ -13,7 +13,8 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
         let tokens: Vec<String> = text.split('.').map(str::to_owned).collect();
-        let plain = |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b'*' && b != b'>');
+        let plain =
+            |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b'*' && b != b'>');
         let good = |(at, token): (usize, &String)| match token.as_str() {
             "*" => true,
             ">" => at + 1 == tokens.len(),

@@ -134,7 +134,12 @@ impl Error {
     }
 
     pub(crate) fn status(&self) -> StatusCode {
-        self.answer().status
+        self.kind().0
+    }
+
+    /// Names the kind of error, and nothing of what the caller sent.
+    pub(crate) fn code(&self) -> String {
+        self.kind().1
     }
 
     fn answer(&self) -> Answer {
@@ -176,7 +181,9 @@ impl Error {
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "GET /api/v1/openapi.json lists every method")
             }
-            Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "too_large", "send less: a declaration needs only settings"),
+            Self::TooLarge { .. } => {
+                (S::PAYLOAD_TOO_LARGE, "too_large", "send less: a declaration needs only settings")
+            }
             Self::NotJson => (S::UNSUPPORTED_MEDIA_TYPE, "not_json", ""),
             Self::Malformed(_) => (S::BAD_REQUEST, "malformed", ""),
             Self::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
@@ -215,8 +222,8 @@ impl Error {
             },
             Self::Resolve(error) => {
                 let status = match error.code.as_str() {
-                    "registry_unreachable" => S::BAD_GATEWAY,
-                    "engine_unavailable" => S::SERVICE_UNAVAILABLE,
+                    "registry_unreachable" | "registry_error" => S::BAD_GATEWAY,
+                    "registry_rate_limited" | "engine_unavailable" | "event_log" => S::SERVICE_UNAVAILABLE,
                     _ => S::UNPROCESSABLE_ENTITY,
                 };
                 (status, error.code.as_str(), error.hint.as_str())
@@ -230,16 +237,20 @@ impl Error {
                 (S::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "choose a new Idempotency-Key for a new request")
             }
             Self::Conflict => (S::CONFLICT, "conflict", "try again"),
-            Self::NotYetVisible(_) => {
-                (S::SERVICE_UNAVAILABLE, "not_yet_visible", "try again; GET /api/v1/health shows how far the projector is")
-            }
+            Self::NotYetVisible(_) => (
+                S::SERVICE_UNAVAILABLE,
+                "not_yet_visible",
+                "try again; GET /api/v1/health shows how far the projector is",
+            ),
             Self::StreamStopped => (S::SERVICE_UNAVAILABLE, "stream_stopped", "see the API's log"),
             Self::TimedOut => (S::GATEWAY_TIMEOUT, "timed_out", "try again with the same Idempotency-Key"),
             Self::Reply(_) => (S::BAD_GATEWAY, "bad_reply", "let the API and the deployer run the same version"),
             Self::Encode(_) | Self::Panicked => (S::INTERNAL_SERVER_ERROR, "internal", ""),
             Self::Log(error) => match error {
                 // The write may have taken place, so only the same key makes a repetition safe.
-                eventlog::Error::Unavailable { .. } | eventlog::Error::Closed | eventlog::Error::NobodyAnswers { .. } => {
+                eventlog::Error::Unavailable { .. }
+                | eventlog::Error::Closed
+                | eventlog::Error::NobodyAnswers { .. } => {
                     (S::SERVICE_UNAVAILABLE, "log_unavailable", "try again with the same Idempotency-Key")
                 }
                 eventlog::Error::Refused { .. }
@@ -252,7 +263,8 @@ impl Error {
                 | eventlog::Error::BadKey { .. }
                 | eventlog::Error::Vault(_) => (S::INTERNAL_SERVER_ERROR, "internal", ""),
             },
-            Self::ReadModel(_) => (S::SERVICE_UNAVAILABLE, "database_unavailable", "try again"),
+            Self::ReadModel(error) if error.outage() => (S::SERVICE_UNAVAILABLE, "database_unavailable", "try again"),
+            Self::ReadModel(_) => (S::INTERNAL_SERVER_ERROR, "internal", ""),
         };
         (status, code.to_owned(), (!hint.is_empty()).then(|| hint.to_owned()))
     }

@@ -82,8 +82,9 @@ fn report(response: &Response, elapsed_ms: u128) {
         Some(error) if response.status().is_server_error() => {
             tracing::error!(status, elapsed_ms, error = %causes(error.as_ref()), "request failed");
         }
-        // What a caller got wrong may hold what they typed; its kind is in the answer.
-        Some(_) | None => tracing::info!(status, elapsed_ms, "request"),
+        // The detail may hold what the caller typed; it is in the answer, and only there.
+        Some(error) => tracing::info!(status, elapsed_ms, code = error.code(), "request refused"),
+        None => tracing::info!(status, elapsed_ms, "request"),
     }
 }
 

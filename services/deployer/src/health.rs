@@ -19,6 +19,9 @@ use crate::{
 /// The first pause between probes: most programs are up in a moment, and a deployment waits for them.
 const QUICKEST: Duration = Duration::from_millis(50);
 
+/// The engine may notice the end of a program later than its clients do.
+const LAST_GASP: Duration = Duration::from_millis(500);
+
 /// How health is found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Probe {
@@ -71,33 +74,44 @@ fn command(test: &[String], shell: Option<&[String]>) -> Vec<String> {
 /// that ended.
 pub(crate) async fn await_all(job: &Job, containers: &[Container], spec: &Spec) -> Result<(), StepError> {
     let probe = &probe_of(job, containers, spec).await?;
-    try_join_all(containers.iter().map(|container| async move {
-        tokio::select! {
-            code = job.engine.exited(&container.id) => {
-                Err(ended(job, container, code?, "before it was healthy").await?.into())
-            }
-            passed = pass_once(job, container, spec, probe) => passed,
-        }
-    }))
-    .await?;
-    Ok(())
+    let passing = containers.iter().map(|container| {
+        unless_it_ends(job, container, "before it was healthy", pass_once(job, container, spec, probe))
+    });
+    try_join_all(passing).await.map(drop)
 }
 
 /// Ends well when none of `containers` failed for as long as the stage's `bake` says.
 pub(crate) async fn watch_all(job: &Job, containers: &[Container], spec: &Spec) -> Result<(), StepError> {
     let probe = &probe_of(job, containers, spec).await?;
-    let watching = try_join_all(containers.iter().map(|container| async move {
-        tokio::select! {
-            code = job.engine.exited(&container.id) => {
-                Err::<(), StepError>(ended(job, container, code?, "while it was watched after the switch").await?.into())
-            }
-            failed = fail_often(job, container, spec, probe) => Err(failed),
-        }
+    let watching = try_join_all(containers.iter().map(|container| {
+        let failing = async { Err::<(), _>(fail_often(job, container, spec, probe).await) };
+        unless_it_ends(job, container, "while it was watched after the switch", failing)
     }));
     match tokio::time::timeout(spec.settings.bake.duration(), watching).await {
         Err(_over) => Ok(()),
         Ok(ended) => ended.map(drop),
     }
+}
+
+/// What `probing` comes to; but a container that ended is said to have ended, whoever noticed first.
+async fn unless_it_ends(
+    job: &Job,
+    container: &Container,
+    when: &str,
+    probing: impl Future<Output = Result<(), StepError>>,
+) -> Result<(), StepError> {
+    let mut exited = std::pin::pin!(job.engine.exited(&container.id));
+    let code = tokio::select! {
+        code = &mut exited => code?,
+        probed = probing => match probed {
+            Ok(()) => return Ok(()),
+            Err(failed) => match tokio::time::timeout(LAST_GASP, &mut exited).await {
+                Ok(code) => code?,
+                Err(_) => return Err(failed),
+            },
+        },
+    };
+    Err(ended(job, container, code, when).await?.into())
 }
 
 async fn probe_of(job: &Job, containers: &[Container], spec: &Spec) -> Result<Probe, StepError> {

@@ -73,7 +73,6 @@ impl Running {
     }
 
     fn leave(&self, deployment: DeploymentId, hand: &Arc<Hand>) {
-        hand.ended.cancel();
         let mut running = self.lock();
         if running.get(&deployment).is_some_and(|held| Arc::ptr_eq(held, hand)) {
             running.remove(&deployment);
@@ -156,6 +155,8 @@ async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: 
         return finish(End::Done, delivery, &place).await;
     };
     let hand = running.take_over(deployment).await;
+    // However this ends: whoever takes over waits for it.
+    let _ended = hand.ended.clone().drop_guard();
     let carrier = Carrier {
         engine: node.engine.apart(),
         node,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bollard::query_parameters::{ListContainersOptions, RemoveContainerOptionsBuilder};
-use rustix::process::{Signal, geteuid};
+use rustix::process::{Pid, Signal, geteuid, test_kill_process};
 use tempfile::TempDir;
 
 use crate::process::{Server, find_program, in_own_runtime, tethered};
@@ -21,7 +21,7 @@ const DEFAULT_SOCKET: &str = "unix:///var/run/docker.sock";
 pub struct Docker {
     client: bollard::Docker,
     host: String,
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
 }
 
 impl Docker {
@@ -38,19 +38,50 @@ impl Docker {
     pub async fn connect() -> Result<Docker> {
         let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| DEFAULT_SOCKET.into());
         let client = connect(&host).await.with_context(|| format!("connecting to the Docker engine at {host}"))?;
-        Ok(Docker { client, host, _daemon: None })
+        Ok(Docker { client, host, daemon: None })
     }
 
     /// Starts a private daemon. It leaves the machine's network rules alone, so that several can run beside each
     /// other and beside the machine's own; in return it has no default bridge: containers need a network by name.
     pub async fn start_private() -> Result<Docker> {
+        Docker::private(None).await
+    }
+
+    /// A private daemon on a disk of `mebibytes`, to be filled.
+    pub async fn start_private_with_room(mebibytes: u32) -> Result<Docker> {
+        Docker::private(Some(mebibytes)).await
+    }
+
+    /// Kills a private daemon as a crash would; its containers run on for now.
+    pub async fn kill(&mut self) -> Result<()> {
+        let daemon = self.daemon.as_mut().context("only a private daemon can be killed")?;
+        let containerd = std::fs::read_to_string(daemon.path("exec/containerd/containerd.pid"));
+        let containerd: i32 = containerd.context("finding its containerd")?.trim().parse()?;
+        if let Some(mut server) = daemon.server.take() {
+            server.kill();
+        }
+        // The kernel kills containerd with it. A new daemon that finds it dying would wait for it in vain.
+        let gone = async {
+            while Pid::from_raw(containerd).is_some_and(|pid| test_kill_process(pid).is_ok()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(READY_DEADLINE, gone).await.context("its containerd lives on")
+    }
+
+    /// Starts a killed private daemon again.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.daemon.as_mut().context("only a private daemon can be started again")?.run().await
+    }
+
+    async fn private(room: Option<u32>) -> Result<Docker> {
         if !geteuid().is_root() {
             bail!("no Docker engine answers, and only root may start a private one: start one or set DOCKER_HOST");
         }
-        let daemon = Daemon::start().await?;
+        let daemon = Daemon::start(room).await?;
         let host = daemon.host();
         let client = connect(&host).await.context("connecting to the private dockerd")?;
-        Ok(Docker { client, host, _daemon: Some(daemon) })
+        Ok(Docker { client, host, daemon: Some(daemon) })
     }
 
     /// Speaks the API version that the engine and this client have in common.
@@ -71,41 +102,60 @@ async fn connect(host: &str) -> Result<bollard::Docker> {
 
 struct Daemon {
     server: Option<Server>,
+    program: PathBuf,
+    address_pool: String,
     directory: TempDir,
 }
 
 impl Daemon {
-    async fn start() -> Result<Daemon> {
+    async fn start(room: Option<u32>) -> Result<Daemon> {
         let program = find_program("dockerd")
             .context("no dockerd found: run `make tools`, or install Debian's docker.io package")?;
         let directory = TempDir::with_prefix("sluice-docker-").context("creating the data root of dockerd")?;
-        let mut daemon = Daemon { server: None, directory };
-        let path = |name: &str| daemon.directory.path().join(name);
         // From the range for tests between networks, which no machine's own network or tunnel uses: a part of its own,
         // so that two daemons rarely meet; dockerd itself avoids what is in use at that moment.
         let (half, part) = (rand::random_range(18..20_u8), rand::random_range(0..16_u8) * 16);
-        let pool = format!("base=198.{half}.{part}.0/20,size=27");
-        let mut command = tethered(&program, "TERM", None);
-        command
-            .arg("--data-root")
-            .arg(path("data"))
-            .arg("--exec-root")
-            .arg(path("exec"))
-            .arg("--pidfile")
-            .arg(path("docker.pid"))
-            .args(["--host", &daemon.host()])
-            .args(["--default-address-pool", &pool])
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"])
-            .args(["--shutdown-timeout=5", "--log-level=warn"]);
-        let mut server = Server::spawn("dockerd", &mut command, path("docker.log"), Signal::TERM)?;
-        let host = daemon.host();
-        server.ready(READY_DEADLINE, async || connect(&host).await.is_ok()).await?;
-        daemon.server = Some(server);
+        let address_pool = format!("base=198.{half}.{part}.0/20,size=27");
+        let mut daemon = Daemon { server: None, program, address_pool, directory };
+        if let Some(mebibytes) = room {
+            let data = daemon.path("data");
+            std::fs::create_dir(&data).context("creating a small disk")?;
+            let size = format!("size={mebibytes}m");
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "sluice-test"]).arg(data).status();
+            if !mounted.context("mounting a small disk")?.success() {
+                bail!("a small disk could not be mounted");
+            }
+        }
+        daemon.run().await?;
         Ok(daemon)
     }
 
+    async fn run(&mut self) -> Result<()> {
+        let mut command = tethered(&self.program, "TERM", None);
+        command
+            .arg("--data-root")
+            .arg(self.path("data"))
+            .arg("--exec-root")
+            .arg(self.path("exec"))
+            .arg("--pidfile")
+            .arg(self.path("docker.pid"))
+            .args(["--host", &self.host()])
+            .args(["--default-address-pool", &self.address_pool])
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(["--shutdown-timeout=5", "--log-level=warn"]);
+        let mut server = Server::spawn("dockerd", &mut command, self.path("docker.log"), Signal::TERM)?;
+        let host = self.host();
+        server.ready(READY_DEADLINE, async || connect(&host).await.is_ok()).await?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
     fn host(&self) -> String {
-        format!("unix://{}", self.directory.path().join("docker.sock").display())
+        format!("unix://{}", self.path("docker.sock").display())
     }
 }
 

@@ -20,6 +20,8 @@ pub struct SampleImage {
     exposed_port: Option<u16>,
     healthcheck: bool,
     architecture: String,
+    /// Mebibytes that cannot be compressed.
+    ballast: usize,
 }
 
 impl SampleImage {
@@ -30,6 +32,7 @@ impl SampleImage {
             exposed_port: Some(8080),
             healthcheck: false,
             architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
+            ballast: 0,
         }
     }
 
@@ -73,6 +76,13 @@ impl SampleImage {
         self
     }
 
+    /// Makes it larger by so many mebibytes that cannot be compressed.
+    #[must_use]
+    pub fn ballast(mut self, mebibytes: usize) -> SampleImage {
+        self.ballast = mebibytes;
+        self
+    }
+
     /// Loads the image into the engine under `reference` (such as `sample:1`).
     pub async fn load(&self, docker: &Docker, reference: &str) -> Result<()> {
         let program = std::fs::read(sample_program()?).context("reading the sample application")?;
@@ -87,7 +97,9 @@ impl SampleImage {
 
     /// The format of `docker save`: one layer, one configuration, one manifest.
     fn archive(&self, program: &[u8], reference: &str) -> Result<Vec<u8>> {
-        let layer = tar_of(&[(PROGRAM, 0o755, program)])?;
+        let mut ballast = vec![0; self.ballast << 20];
+        rand::fill(&mut ballast[..]);
+        let layer = tar_of(&[(PROGRAM, 0o755, program), ("ballast", 0o644, &ballast)])?;
         let configuration = serde_json::to_vec(&self.configuration(&hex(&Sha256::digest(&layer))))?;
         let name = format!("{}.json", hex(&Sha256::digest(&configuration)));
         let manifest =

@@ -166,12 +166,8 @@ pub(crate) async fn of_stage(
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
-    let filter = Filter {
-        project: query.project,
-        stage: query.stage,
-        status: query.outcome.map(ended),
-        before: query.before,
-    };
+    let filter =
+        Filter { project: query.project, stage: query.stage, status: query.outcome.map(ended), before: query.before };
     Ok(Json(deployments::list(&api.pool, &filter, page_size(query.limit)?).await?))
 }
 
@@ -230,6 +226,7 @@ pub(crate) async fn cancel(
 fn knows(stage: &Stage, deployment: DeploymentId) -> bool {
     stage.active.as_ref().is_some_and(|active| active.deployment == deployment)
         || stage.queue.iter().any(|queued| queued.deployment == deployment)
+        || stage.current.as_ref().is_some_and(|current| current.deployment == deployment)
         || stage.ended.iter().any(|ended| ended.deployment == deployment)
 }
 

@@ -111,7 +111,11 @@ async fn projector(api: &Api) -> Projector {
     let Ok((Ok(last), Ok(before))) = timeout(LIMIT, asked).await else { return unknown() };
     if before.error.is_some() {
         let lag = Some(last.saturating_sub(before.sequence));
-        return Projector { ok: false, lag, error: Some("stopped by an event that it cannot read; see its log".into()) };
+        return Projector {
+            ok: false,
+            lag,
+            error: Some("stopped by an event that it cannot read; see its log".into()),
+        };
     }
     match api.progress.reached(last, CATCH_UP).await {
         Ok(()) => Projector { ok: true, lag: Some(0), error: None },

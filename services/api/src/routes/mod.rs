@@ -10,7 +10,10 @@ mod projects;
 mod registries;
 mod stages;
 
-use axum::{Json, response::{IntoResponse, Response}};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
 use domain::{DeploymentId, Slug};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};

@@ -43,10 +43,7 @@ pub(crate) struct CredentialsBody {
     params(AtLeast),
     responses((status = 200, body = [Registry]), (status = "default", body = Problem))
 )]
-pub(crate) async fn list(
-    State(api): State<Api>,
-    Query(query): Query<AtLeast>,
-) -> Result<Json<Vec<Registry>>, Error> {
+pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Registry>>, Error> {
     api.visible(query.at_least).await?;
     Ok(Json(registries::list(&api.pool).await?))
 }

@@ -23,10 +23,7 @@ use crate::{
     params(AtLeast),
     responses((status = 200, body = [Stage]), (status = "default", body = Problem))
 )]
-pub(crate) async fn overview(
-    State(api): State<Api>,
-    Query(query): Query<AtLeast>,
-) -> Result<Json<Vec<Stage>>, Error> {
+pub(crate) async fn overview(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Stage>>, Error> {
     api.visible(query.at_least).await?;
     Ok(Json(stages::list(&api.pool, None).await?))
 }

@@ -93,7 +93,8 @@ async fn the_request_that_caused_an_event_is_named_in_it() {
     let app = App::start().await;
     let answer = app.put("/projects/shop", serde_json::json!({})).await;
     let sequence = answer.accepted();
-    let events: Vec<_> = futures::StreamExt::collect(futures::StreamExt::take(app.log.follow(">", sequence - 1), 1)).await;
+    let events: Vec<_> =
+        futures::StreamExt::collect(futures::StreamExt::take(app.log.follow(">", sequence - 1), 1)).await;
     let event = events.into_iter().next().expect("one").expect("readable");
     assert_eq!(event.context.request_id.as_deref(), answer.headers["x-request-id"].to_str().ok());
     assert_eq!(event.context.actor, "admin");

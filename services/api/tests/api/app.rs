@@ -113,11 +113,8 @@ impl App {
     }
 
     async fn start_api(&mut self, port: u16) {
-        let config = api::Config {
-            listen: ([127, 0, 0, 1], port).into(),
-            admin_token: TOKEN.into(),
-            node: NODE.into(),
-        };
+        let config =
+            api::Config { listen: ([127, 0, 0, 1], port).into(), admin_token: TOKEN.into(), node: NODE.into() };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());
         self.tasks.spawn(async move { api::run(config, log, pool, stop).await.expect("the API ends in order") });
@@ -164,11 +161,13 @@ impl App {
     }
 
     pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
-        Answer::of(self.request(Method::PUT, path).body(body.to_string()).header("content-type", "application/json")).await
+        Answer::of(self.request(Method::PUT, path).body(body.to_string()).header("content-type", "application/json"))
+            .await
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
-        Answer::of(self.request(Method::POST, path).body(body.to_string()).header("content-type", "application/json")).await
+        Answer::of(self.request(Method::POST, path).body(body.to_string()).header("content-type", "application/json"))
+            .await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {

@@ -96,7 +96,9 @@ async fn what_does_not_exist_is_not_found() {
     app.get("/projects/other/stages/dev/logs").await.problem(404, "project_not_found");
     app.get(&format!("/deployments/{nowhere}")).await.problem(404, "deployment_not_found");
     app.post(&format!("/deployments/{nowhere}/cancel"), json!({})).await.problem(404, "deployment_not_found");
-    app.post("/projects/other/stages/dev/deployments", json!({ "image": "v1" })).await.problem(404, "project_not_found");
+    app.post("/projects/other/stages/dev/deployments", json!({ "image": "v1" }))
+        .await
+        .problem(404, "project_not_found");
     app.post("/projects/shop/stages/test/deployments", json!({ "image": "v1" })).await.problem(404, "stage_not_found");
     app.put("/projects/other/stages/dev", json!({})).await.problem(404, "project_not_found");
     app.put("/projects/shop/stages/test/lock", json!({ "reason": "x" })).await.problem(404, "stage_not_found");
@@ -123,7 +125,8 @@ async fn an_image_that_cannot_be_deployed_is_refused_with_what_to_do() {
         let problem = app.post(path, json!({ "image": image })).await.problem(status, code);
         assert!(problem["hint"].is_string(), "{problem:#}");
     }
-    for (image, code) in [("$(reboot)", "bad_image"), ("", "bad_image"), ("registry.test/other:v1", "other_repository")] {
+    for (image, code) in [("$(reboot)", "bad_image"), ("", "bad_image"), ("registry.test/other:v1", "other_repository")]
+    {
         assert_eq!(app.post(path, json!({ "image": image })).await.fields(422, code), ["image"], "{image}");
     }
     assert_eq!(app.post(path, json!({})).await.fields(422, "invalid").len(), 1);

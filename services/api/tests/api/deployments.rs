@@ -18,7 +18,10 @@ async fn a_deployment_carries_the_digest_and_is_read_through_to_its_end() {
     let id = answer.body["deployment"].as_str().expect("an id").to_owned();
     let read = app.get(&format!("/deployments/{id}?at_least={sequence}")).await.ok();
     assert_eq!((&read["status"], &read["image"]["digest"]), (&json!("dispatched"), &json!(image.digest)));
-    assert_eq!((&read["requested_by"], &read["project"], &read["stage"]), (&json!("admin"), &json!("shop"), &json!("dev")));
+    assert_eq!(
+        (&read["requested_by"], &read["project"], &read["stage"]),
+        (&json!("admin"), &json!("shop"), &json!("dev"))
+    );
 
     let sequence = app.work("shop", "dev", id.parse().expect("a UUID")).await;
     let read = app.get(&format!("/deployments/{id}?at_least={sequence}")).await.ok();

@@ -12,7 +12,8 @@ fn on(host: &str) -> serde_json::Value {
 #[tokio::test]
 async fn what_is_declared_is_what_is_read() {
     let app = App::start().await;
-    let declaration = json!({ "name": "The Shop", "stages": { "dev": on("dev.shop.test"), "prod": { "replicas": 2 } } });
+    let declaration =
+        json!({ "name": "The Shop", "stages": { "dev": on("dev.shop.test"), "prod": { "replicas": 2 } } });
     let answer = app.put("/projects/shop", declaration.clone()).await;
     let sequence = answer.accepted();
     assert_eq!(

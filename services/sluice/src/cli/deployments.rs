@@ -1,7 +1,7 @@
 //! `sluice deployments` and `sluice deployment`.
 
 use clap::Args;
-use domain::{DeploymentId, Slug};
+use domain::{DeploymentId, Slug, stage::Kind};
 use serde_json::json;
 
 use super::{
@@ -62,7 +62,7 @@ pub(super) async fn list(args: List, client: &Client, ui: &Ui) -> Result<Code, F
             [
                 ui::date(d.requested_at),
                 format!("{}/{}", d.project, d.stage),
-                d.image.version().to_owned(),
+                rollout::version(d.kind, &d.image),
                 d.status.name().to_owned(),
                 ui::elapsed(rollout::since(d.requested_at, d.ended_at.unwrap_or(now))),
                 d.requested_by.clone(),
@@ -118,7 +118,10 @@ fn not_a_name(error: domain::BadName) -> Failure {
 fn head(d: &Deployment, ui: &Ui) -> Result<(), Failure> {
     ui.line(format!("deployment  {}", d.id))?;
     ui.line(format!("stage       {}/{}", d.project, d.stage))?;
-    ui.line(format!("image       {}", d.image.requested))?;
+    ui.line(match d.kind {
+        Kind::Release => format!("image       {}", d.image.requested),
+        Kind::Removal => format!("removes     {}", d.image.requested),
+    })?;
     ui.line(format!("digest      {}", d.image.digest))?;
     ui.line(format!("requested   {} by {}", ui::date(d.requested_at), d.requested_by))?;
     Ok(())
@@ -141,7 +144,9 @@ fn body(d: &Deployment, ui: &Ui) -> Result<(), Failure> {
         ui.line("")?;
         let rows = d.steps.iter().map(|step| {
             let took = match (&step.failure, step.status.as_str()) {
-                (Some(failure), "failed") => format!("{}, then failed: {}", ui::elapsed(step.elapsed_ms), failure.message),
+                (Some(failure), "failed") => {
+                    format!("{}, then failed: {}", ui::elapsed(step.elapsed_ms), failure.message)
+                }
                 (problem, _) => rollout::took(step.elapsed_ms, problem.as_ref()),
             };
             [ui::clock(step.at), rollout::step_name(step.step).to_owned(), took]

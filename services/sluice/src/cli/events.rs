@@ -86,7 +86,12 @@ async fn list(args: Events, client: &Client, ui: &Ui) -> Result<Code, Failure> {
 async fn follow(args: Events, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     let subject = args.subject.or_else(|| pattern(args.project.as_ref(), args.stage.as_ref()));
     let mut query: Vec<(&str, String)> = subject.map(|subject| ("subject", subject)).into_iter().collect();
-    query.extend(args.after.map(|after| ("after", after.to_string())));
+    // A position, rather than "from now on": a connection that breaks before the first event misses nothing.
+    let after = match args.after {
+        Some(after) => Some(after),
+        None => newest(client).await?,
+    };
+    query.extend(after.map(|after| ("after", after.to_string())));
     let mut events = client.follow("/events/stream", &query);
     loop {
         let message = events.next().await?;
@@ -98,6 +103,11 @@ async fn follow(args: Events, client: &Client, ui: &Ui) -> Result<Code, Failure>
             line(sequence, &subject, &client::read(event)?, ui)?;
         }
     }
+}
+
+async fn newest(client: &Client) -> Result<Option<u64>, Failure> {
+    let (events, _) = client.pages("/events", &[], "events", "before", 1).await?;
+    Ok(events.first().and_then(|event| event["sequence"].as_u64()))
 }
 
 /// Subjects of a project, or of one of its stages.

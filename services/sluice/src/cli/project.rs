@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn changes_are_shown_by_path_with_old_and_new() {
         let before = project(json!({"dev": {"replicas": 1, "resources": {}, "env": {"A": "x"}}}));
-        let after = project(json!({"dev": {"replicas": 2, "route": {"host": "h", "path": "/"}}, "prod": {"replicas": 1}}));
+        let after =
+            project(json!({"dev": {"replicas": 2, "route": {"host": "h", "path": "/"}}, "prod": {"replicas": 1}}));
         assert_eq!(changes(&before, &before), Vec::<String>::new());
         assert_eq!(
             changes(&before, &after),

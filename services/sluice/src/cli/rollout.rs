@@ -5,7 +5,8 @@ use std::{pin::pin, time::Duration};
 use chrono::{DateTime, Utc};
 use domain::{
     DeploymentId,
-    stage::{self, Failure as StepFailure, Outcome, Step, StepDone},
+    image::Image,
+    stage::{self, Failure as StepFailure, Kind, Outcome, Step, StepDone},
 };
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,6 +34,7 @@ pub(super) async fn follow(
     let mut events = client.follow("/events/stream", &[("subject", subject), ("after", after.to_string())]);
     let mut doing = "waiting for its turn".to_owned();
     let began = runtime::clock::now();
+    let mut first = None;
     loop {
         let heard = hear(&mut events, &mut interrupt, ui, || {
             format!("{target}: {doing} ({})", ui::elapsed(since(began, runtime::clock::now())))
@@ -53,19 +55,15 @@ pub(super) async fn follow(
         if event.data["deployment"] != json!(deployment) {
             continue;
         }
+        let took = since(*first.get_or_insert(event.time), event.time);
+        let known = decode(&event);
         if ui.json {
             ui.entry(&json!({ "event": raw }))?;
-        }
-        let Some(known) = decode(&event) else {
-            // Of a newer server: shown by its name, its meaning is not needed to go on.
-            if !ui.json {
-                ui.line(format!("{}  {}", ui::clock(event.time), event.r#type))?;
-            }
-            continue;
-        };
-        if let (Some(line), false) = (line(&known), ui.json) {
+        } else if let Some(line) = known.as_ref().map_or(Some(event.r#type), |known| line(known, took)) {
             ui.line(format!("{}  {line}", ui::clock(event.time)))?;
         }
+        // One of a newer server is shown by its name; its meaning is not needed to go on.
+        let Some(known) = known else { continue };
         if let Some(next) = next_work(&known) {
             doing = next;
         }
@@ -111,10 +109,11 @@ async fn conclude(
     outcome: Outcome,
     failure: Option<&StepFailure>,
 ) -> Result<Code, Failure> {
+    // Read even where it is not shown: the next command will see the end.
+    let seen = last.id.clone().map(|id| ("at_least", id));
+    let document = client.get(&format!("/deployments/{deployment}"), seen.as_slice()).await;
     if ui.json {
-        let seen = last.id.clone().map(|id| ("at_least", id));
-        let document = client.get(&format!("/deployments/{deployment}"), seen.as_slice()).await?;
-        ui.entry(&json!({ "deployment": document }))?;
+        ui.entry(&json!({ "deployment": document? }))?;
     } else if let Some(failure) = failure {
         ui.line("")?;
         report(ui, failure)?;
@@ -157,10 +156,11 @@ fn decode(event: &client::Event) -> Option<stage::Event> {
     serde_json::from_value(json!({ "type": name, "data": event.data })).ok()
 }
 
-/// What happened, in one line. Nothing for what is no part of a rollout.
-fn line(event: &stage::Event) -> Option<String> {
+/// What happened, in one line; `so_far` is the time since the first line. Nothing for what is no part of a rollout.
+fn line(event: &stage::Event, so_far: u64) -> Option<String> {
     use stage::Event as E;
     let row = |what: &str, note: &str| Some(format!("{what:<14}{note}").trim_end().to_owned());
+    let after = || format!("after {}", ui::elapsed(so_far));
     let done = |what: &str, step: &StepDone| row(what, &took(step.elapsed_ms, step.problem.as_ref()));
     match event {
         E::Superseded { by, .. } => row("superseded", &format!("by {by}")),
@@ -189,10 +189,10 @@ fn line(event: &stage::Event) -> Option<String> {
             &format!("{} failed after {}: {}", step_name(failure.step), ui::elapsed(*elapsed_ms), failure.message),
         ),
         E::CancelRequested { reason, .. } => row("cancelling", reason.as_deref().unwrap_or_default()),
-        E::Succeeded { .. } => row("succeeded", ""),
-        E::Failed { .. } => row("failed", ""),
-        E::RolledBack { to, .. } => row("rolled back", &format!("to {to}")),
-        E::Cancelled { .. } => row("cancelled", ""),
+        E::Succeeded { .. } => row("succeeded", &after()),
+        E::Failed { .. } => row("failed", &after()),
+        E::RolledBack { to, .. } => row("rolled back", &format!("{}, to {to}", after())),
+        E::Cancelled { .. } => row("cancelled", &after()),
         // The headline above the lines says what was requested.
         E::Requested { .. }
         | E::Locked { .. }
@@ -299,6 +299,14 @@ pub(super) fn step_name(step: Step) -> &'static str {
     }
 }
 
+/// What a deployment puts on its stage.
+pub(super) fn version(kind: Kind, image: &Image) -> String {
+    match kind {
+        Kind::Release => image.version().to_owned(),
+        Kind::Removal => "(removal)".to_owned(),
+    }
+}
+
 /// Milliseconds; none before `from`.
 pub(super) fn since(from: DateTime<Utc>, to: DateTime<Utc>) -> u64 {
     u64::try_from((to - from).num_milliseconds()).unwrap_or_default()
@@ -323,7 +331,7 @@ mod tests {
     }
 
     fn said(kind: &str, data: Value) -> String {
-        line(&decode(&event(kind, data)).expect("a known event")).expect("a line")
+        line(&decode(&event(kind, data)).expect("a known event"), 4500).expect("a line")
     }
 
     #[test]
@@ -334,7 +342,7 @@ mod tests {
             said("deployment.created", json!({"elapsed_ms": 12, "instances": instances})),
             "created       12 ms, 1 container"
         );
-        assert_eq!(said("deployment.succeeded", json!({})), "succeeded");
+        assert_eq!(said("deployment.succeeded", json!({})), "succeeded     after 4.5 s");
         let failure = json!({"step": "await_healthy", "code": "exited", "message": "it exited with 1", "hint": "look"});
         assert_eq!(
             said("deployment.step_failed", json!({"elapsed_ms": 3000, "failure": failure})),

@@ -73,7 +73,7 @@ fn well(instance: &Instance) -> bool {
 }
 
 fn on_its_way(active: &Active) -> String {
-    let version = active.image.version();
+    let version = rollout::version(active.kind, &active.image);
     match active.step {
         Some(step) => format!("{version} {}, after {}", active.status.name(), rollout::step_name(step)),
         None => format!("{version} {}", active.status.name()),
@@ -87,7 +87,8 @@ fn one(answer: &Value, ui: &Ui) -> Result<Code, Failure> {
     }
     let stage: Stage = client::read(answer.clone())?;
     let now = runtime::clock::now();
-    ui.line(format!("stage       {}/{}", stage.project, stage.stage))?;
+    let archived = if stage.archived { " (archived)" } else { "" };
+    ui.line(format!("stage       {}/{}{archived}", stage.project, stage.stage))?;
     match &stage.settings.route {
         Some(route) => ui.line(format!("route       {}{}", route.host, route.path))?,
         None => ui.line("route       none: it takes no traffic")?,
@@ -110,7 +111,11 @@ fn one(answer: &Value, ui: &Ui) -> Result<Code, Failure> {
     }
     for queued in &stage.queue {
         let since = ui::ago(now, queued.requested_at);
-        ui.line(format!("waits       {}, requested {since} by {}", queued.image.version(), queued.requested_by))?;
+        ui.line(format!(
+            "waits       {}, requested {since} by {}",
+            rollout::version(queued.kind, &queued.image),
+            queued.requested_by
+        ))?;
         ui.line(format!("            deployment {}", queued.deployment))?;
     }
     if let Some(lock) = &stage.lock {

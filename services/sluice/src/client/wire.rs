@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use domain::{
     DeploymentId,
     image::Image,
-    stage::{Failure, Step},
+    stage::{Failure, Kind, Step},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -48,6 +48,7 @@ pub(crate) struct Deployment {
     pub(crate) id: DeploymentId,
     pub(crate) project: String,
     pub(crate) stage: String,
+    pub(crate) kind: Kind,
     pub(crate) image: Image,
     pub(crate) status: Status,
     pub(crate) requested_by: String,
@@ -119,6 +120,7 @@ pub(crate) struct Stage {
     pub(crate) project: String,
     pub(crate) stage: String,
     pub(crate) settings: Routed,
+    pub(crate) archived: bool,
     pub(crate) current: Option<Release>,
     pub(crate) active: Option<Active>,
     pub(crate) queue: Vec<Queued>,
@@ -148,6 +150,7 @@ pub(crate) struct Release {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Active {
     pub(crate) deployment: DeploymentId,
+    pub(crate) kind: Kind,
     pub(crate) image: Image,
     pub(crate) requested_by: String,
     pub(crate) status: Status,
@@ -159,6 +162,7 @@ pub(crate) struct Active {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Queued {
     pub(crate) deployment: DeploymentId,
+    pub(crate) kind: Kind,
     pub(crate) image: Image,
     pub(crate) requested_by: String,
     pub(crate) requested_at: DateTime<Utc>,

@@ -1,9 +1,9 @@
 //! What goes in wrong must come out as a clear error that names the field or the step and says what
 //! to do, and must change nothing it should not: each test ends by looking at what still serves.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
-use testkit::{Registry, SampleImage};
+use testkit::{Docker, Registry, SampleImage};
 
 use crate::harness::Sluice;
 
@@ -17,7 +17,11 @@ const STAGE: &str = "  dev:
 
 /// An installation on which version 1 of `shop dev` serves.
 async fn serving() -> Sluice {
-    let sluice = Sluice::up().await;
+    serving_on(Docker::connect_or_start().await.expect("an engine")).await
+}
+
+async fn serving_on(docker: Docker) -> Sluice {
+    let sluice = Sluice::up_on(docker).await;
     sluice.apply(STAGE).await;
     let first = sluice.push(SampleImage::new("1"), "v1").await;
     sluice.run(&["deploy", "shop", "dev", &first, "--follow"]).await;
@@ -150,4 +154,42 @@ async fn declarations_that_cannot_be() {
         assert!(said.len() < 10_000, "{name}: the error repeats the input");
     }
     assert_eq!(sluice.json(&["projector", "checksum"]).await, before, "a refused declaration changed something");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_when_the_image_is_pulled() {
+    let sluice = serving_on(Docker::start_private_with_room(40).await.expect("a small engine")).await;
+    // Pushed by an engine that has room.
+    let roomy = Docker::connect_or_start().await.expect("an engine");
+    SampleImage::new("2").ballast(64).load(&roomy, "sluice-e2e-large:v2").await.expect("loaded");
+    let large = sluice.registry.push(&roomy, "sluice-e2e-large:v2", "shop:v2").await.expect("pushed");
+    fails(&sluice, &large, &["no space left", "docker system df"]).await;
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_in_the_middle() {
+    let mut sluice = serving_on(Docker::start_private().await.expect("an engine")).await;
+    let slow = sluice.push(SampleImage::new("2").env("START_DELAY_MS", 600_000), "v2").await;
+    sluice.apply(&STAGE.replace("start_period: 1s", "start_period: 20s")).await;
+    let deployment =
+        sluice.json(&["deploy", "shop", "dev", &slow]).await["deployment"].as_str().expect("an id").to_owned();
+    sluice.step_done(&deployment, "create").await;
+    sluice.docker.kill().await.expect("killed");
+    assert_eq!(sluice.get("shop.test", "/").await.0, 200, "containers do not need their engine to serve");
+    let (_, said) = sluice.refused(&["deploy", "shop", "dev", "127.0.0.1:9/shop:v9"]).await;
+    assert!(said.contains("Docker"), "{said}");
+    sluice.docker.restart().await.expect("the engine is back");
+    let ended = async {
+        loop {
+            let status = sluice.json(&["deployment", &deployment]).await["status"].clone();
+            if status == "failed" && sluice.get("shop.test", "/").await.1.contains('1') {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(90), ended).await.expect("it fails, and version 1 serves");
+    let third = sluice.push(SampleImage::new("3"), "v3").await;
+    sluice.run(&["deploy", "shop", "dev", &third, "--follow"]).await;
+    assert!(sluice.get("shop.test", "/").await.1.contains('3'));
 }

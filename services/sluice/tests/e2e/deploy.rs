@@ -119,15 +119,7 @@ async fn a_cancel_leaves_the_old_version_serving_and_the_queue_goes_on() {
     sluice.run(&["deploy", "shop", "dev", &first, "--follow"]).await;
     let deployment =
         sluice.json(&["deploy", "shop", "dev", &slow]).await["deployment"].as_str().expect("an id").to_owned();
-    let waiting = async {
-        while sluice.json(&["deployment", &deployment]).await["steps"]
-            .as_array()
-            .is_none_or(|s| !s.iter().any(|s| s["step"] == "create"))
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), waiting).await.expect("its containers are created");
+    sluice.step_done(&deployment, "create").await;
     sluice.run(&["deploy", "shop", "dev", &third]).await;
     sluice.run(&["cancel", &deployment]).await;
     let served = async {

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -36,7 +36,10 @@ pub(crate) struct Sluice {
 impl Sluice {
     /// A fresh installation, ready to use.
     pub(crate) async fn up() -> Sluice {
-        let docker = Docker::connect_or_start().await.expect("an engine");
+        Sluice::up_on(Docker::connect_or_start().await.expect("an engine")).await
+    }
+
+    pub(crate) async fn up_on(docker: Docker) -> Sluice {
         let registry = Registry::start().await.expect("a registry");
         let data = TempDir::with_prefix("sluice-e2e-").expect("a directory");
         // PostgreSQL runs as another user where we are root.
@@ -192,8 +195,18 @@ impl Sluice {
         (response.status().as_u16(), response.text().await.expect("a body"))
     }
 
-    pub(crate) fn data(&self) -> &Path {
-        self.data.path()
+    /// Waits until a step of the deployment is done.
+    pub(crate) async fn step_done(&self, deployment: &str, step: &str) {
+        let done = async {
+            loop {
+                let shown = self.json(&["deployment", deployment]).await;
+                if shown["steps"].as_array().is_some_and(|steps| steps.iter().any(|s| s["step"] == step)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(COMMAND_LIMIT, done).await.unwrap_or_else(|_| panic!("{step} is not reached:\n{}", self.log_text()));
     }
 
     fn log(&self) -> PathBuf {

@@ -51,7 +51,7 @@ impl Sluice {
             ("EDGE_LISTEN", edge.clone()),
             ("DOCKER_HOST", docker.host().to_owned()),
             ("NATS_SERVER", nats_server()?.display().to_string()),
-            ("LOG", "warn".to_owned()),
+            ("LOG", "error".to_owned()),
         ];
         let mut up = command(program, &environment, &["up"])
             .stdin(Stdio::null())
