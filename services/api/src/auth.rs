@@ -15,7 +15,7 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode, header};
 use sha2::{Digest, Sha256};
 use utoipa::openapi::{
-    OpenApi, RefOr,
+    Content, OpenApi, Ref, RefOr, Response as Documented,
     path::{Operation, PathItem},
     security::SecurityRequirement,
 };
@@ -194,8 +194,11 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
     .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-/// Writes what a route asks for into its description.
+/// Writes into a route's description what it asks for and what holds for all.
 fn document(operation: &mut Operation, access: Access) {
+    let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+    let problem = Documented::builder().description("What went wrong").content("application/problem+json", problem);
+    operation.responses.responses.insert("default".into(), RefOr::T(problem.build()));
     let (security, sentence) = match access {
         Access::Public => (SecurityRequirement::default(), "Public.".to_owned()),
         Access::Needs(permission) => {
@@ -219,7 +222,7 @@ fn document(operation: &mut Operation, access: Access) {
 /// The standard asks for a description of every answer.
 fn status_in_words(status: &str) -> String {
     let known = status.parse::<StatusCode>().ok().and_then(|status| status.canonical_reason());
-    known.unwrap_or("Anything else is a problem.").to_owned()
+    known.unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -77,10 +77,16 @@ struct Api {
 impl Api {
     /// Waits until `sequence`, where one is asked for, can be read.
     async fn visible(&self, sequence: Option<u64>) -> Result<(), Error> {
-        match sequence {
-            None => Ok(()),
-            Some(sequence) => Ok(self.progress.reached(sequence, PATIENCE).await?),
+        let Some(sequence) = sequence else { return Ok(()) };
+        if self.progress.reached(sequence, Duration::ZERO).await.is_ok() {
+            return Ok(());
         }
+        // What was never written is not worth waiting for. Queries work without NATS, so an
+        // unanswered question is no reason to refuse one.
+        if self.log.last_sequence().await.is_ok_and(|last| last < sequence) {
+            return Err(Error::invalid("at_least", "lies beyond the end of the log"));
+        }
+        Ok(self.progress.reached(sequence, PATIENCE).await?)
     }
 }
 

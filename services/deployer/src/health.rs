@@ -19,8 +19,8 @@ use crate::{
 /// The first pause between probes: most programs are up in a moment, and a deployment waits for them.
 const QUICKEST: Duration = Duration::from_millis(50);
 
-/// The engine may notice the end of a program later than its clients do.
-const LAST_GASP: Duration = Duration::from_millis(500);
+/// How much later than its clients a busy engine may notice the end of a program.
+const LAST_GASP: Duration = Duration::from_secs(3);
 
 /// How health is found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +105,7 @@ async fn unless_it_ends(
         code = &mut exited => code?,
         probed = probing => match probed {
             Ok(()) => return Ok(()),
+            Err(failed) if listens(container).await => return Err(failed),
             Err(failed) => match tokio::time::timeout(LAST_GASP, &mut exited).await {
                 Ok(code) => code?,
                 Err(_) => return Err(failed),
@@ -112,6 +113,11 @@ async fn unless_it_ends(
         },
     };
     Err(ended(job, container, code, when).await?.into())
+}
+
+async fn listens(container: &Container) -> bool {
+    let Some(address) = container.address() else { return false };
+    matches!(tokio::time::timeout(QUICKEST, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
 async fn probe_of(job: &Job, containers: &[Container], spec: &Spec) -> Result<Probe, StepError> {

@@ -143,26 +143,27 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
     let mut tokens = subject.strip_prefix("sluice.events.").unwrap_or_default().split('.');
     let (aggregate, rest) = (tokens.next().unwrap_or_default(), tokens);
     match aggregate {
-        project::Project::NAME => decode_as::<project::Project>(sequence, subject, body, rest.take(1)),
-        stage::Stage::NAME => decode_as::<stage::Stage>(sequence, subject, body, rest.take(2)),
-        route::Host::NAME => decode_as::<route::Host>(sequence, subject, body, rest.take(1)),
-        registry::Registry::NAME => decode_as::<registry::Registry>(sequence, subject, body, rest.take(1)),
+        project::Project::NAME => record::<project::Project>(sequence, subject, body, rest.take(1)),
+        stage::Stage::NAME => record::<stage::Stage>(sequence, subject, body, rest.take(2)),
+        route::Host::NAME => record::<route::Host>(sequence, subject, body, rest.take(1)),
+        registry::Registry::NAME => record::<registry::Registry>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
     }
 }
 
-fn decode_as<'a, A: Aggregate>(
+/// Reads a stored event of an aggregate whose kind is known: what folding needs. Every way of reading
+/// goes through here, so that older shapes are brought up to date in one place.
+pub fn decode_as<A: Aggregate>(sequence: u64, subject: &str, body: &[u8]) -> Result<(Context, A::Event), DecodeError> {
+    wire::<A>(sequence, subject, body).map(|(_, wire)| (wire.context, wire.event))
+}
+
+fn record<'a, A: Aggregate>(
     sequence: u64,
     subject: &str,
     body: &[u8],
     key: impl Iterator<Item = &'a str>,
 ) -> Result<Recorded, DecodeError> {
-    let undecodable = |source| DecodeError::Undecodable { sequence, subject: subject.to_owned(), source };
-    let mut body: serde_json::Value = serde_json::from_slice(body).map_err(undecodable)?;
-    let kind = body["type"].as_str().unwrap_or_default().to_owned();
-    let name = kind.strip_prefix("dev.sluice.").and_then(|k| k.strip_prefix(A::NAME)).and_then(|k| k.strip_prefix('.'));
-    body["type"] = name.unwrap_or(&kind).into();
-    let wire: Wire<A::Event> = serde_json::from_value(body).map_err(undecodable)?;
+    let (kind, wire) = wire::<A>(sequence, subject, body)?;
     Ok(Recorded {
         sequence,
         id: wire.id,
@@ -172,6 +173,17 @@ fn decode_as<'a, A: Aggregate>(
         context: wire.context,
         event: wire.event.into(),
     })
+}
+
+/// The CloudEvents type, and the rest.
+fn wire<A: Aggregate>(sequence: u64, subject: &str, body: &[u8]) -> Result<(String, Wire<A::Event>), DecodeError> {
+    let undecodable = |source| DecodeError::Undecodable { sequence, subject: subject.to_owned(), source };
+    let mut body: serde_json::Value = serde_json::from_slice(body).map_err(undecodable)?;
+    let kind = body["type"].as_str().unwrap_or_default().to_owned();
+    let name = kind.strip_prefix("dev.sluice.").and_then(|k| k.strip_prefix(A::NAME)).and_then(|k| k.strip_prefix('.'));
+    body["type"] = name.unwrap_or(&kind).into();
+    let wire = serde_json::from_value(body).map_err(undecodable)?;
+    Ok((kind, wire))
 }
 
 /// The serde name of the event's variant: every aggregate's `Event` is adjacently tagged by `type`.

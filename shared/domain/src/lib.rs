@@ -19,7 +19,7 @@ mod event;
 mod name;
 mod unit;
 
-pub use event::{Context, DecodeError, Event, Recorded, decode, encode, subject};
+pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode, subject};
 pub use name::{BadName, DeploymentId, Slug};
 pub use unit::{Bytes, Cpus, Span};
 

@@ -2,9 +2,8 @@
 
 use std::{any::Any, collections::VecDeque, num::NonZeroUsize, sync::Arc};
 
-use domain::{Aggregate, Context, DecodeError, Key};
+use domain::{Aggregate, Context, Key};
 use lru::LruCache;
-use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -51,14 +50,6 @@ pub(crate) enum Known {
     Reused,
 }
 
-/// The part of the envelope that folding needs.
-#[derive(Deserialize)]
-struct Envelope {
-    commandid: Uuid,
-    #[serde(default)]
-    commandhash: Option<String>,
-}
-
 impl<A: Aggregate> Loaded<A> {
     fn new() -> Self {
         Self { state: A::default(), version: 0, commands: VecDeque::new() }
@@ -73,33 +64,20 @@ impl<A: Aggregate> Loaded<A> {
     }
 
     fn apply(&mut self, sequence: u64, subject: &str, body: &[u8]) -> Result<(), Error> {
-        let (envelope, event) = decode::<A>(body).map_err(|source| DecodeError::Undecodable {
-            sequence,
-            subject: subject.to_owned(),
-            source,
-        })?;
+        let (context, event) = domain::decode_as::<A>(sequence, subject, body)?;
         self.state.evolve(&event);
         self.version = sequence;
         // All events of one decision stand side by side.
-        if let Some(seen) = self.commands.back_mut().filter(|seen| seen.command == envelope.commandid) {
+        if let Some(seen) = self.commands.back_mut().filter(|seen| seen.command == context.command_id) {
             seen.sequence = sequence;
         } else {
-            self.commands.push_back(Seen { command: envelope.commandid, hash: envelope.commandhash, sequence });
+            self.commands.push_back(Seen { command: context.command_id, hash: context.command_hash, sequence });
         }
         if self.commands.len() > REMEMBERED {
             self.commands.pop_front();
         }
         Ok(())
     }
-}
-
-fn decode<A: Aggregate>(body: &[u8]) -> Result<(Envelope, A::Event), serde_json::Error> {
-    let mut body: serde_json::Value = serde_json::from_slice(body)?;
-    let name = body["type"].as_str().and_then(|kind| kind.strip_prefix("dev.sluice."));
-    if let Some(name) = name.and_then(|kind| kind.strip_prefix(A::NAME)).and_then(|kind| kind.strip_prefix('.')) {
-        body["type"] = name.into();
-    }
-    Ok((Envelope::deserialize(&body)?, A::Event::deserialize(body)?))
 }
 
 impl EventLog {

@@ -75,6 +75,8 @@ pub struct LogFilter {
 pub struct LogEntry {
     /// Of the message that brought the line; lines that came together share it.
     pub sequence: u64,
+    /// The line's place in that message, from 0.
+    pub index: usize,
     pub source: String,
     pub deployment: DeploymentId,
     pub line: LogLine,
@@ -159,7 +161,8 @@ fn entries(sequence: u64, payload: &[u8]) -> Result<Vec<LogEntry>, Error> {
     let chunk: Chunk<LogLine> = serde_json::from_slice(payload)
         .map_err(|e| Error::Protocol { operation: "reading output", detail: e.to_string() })?;
     let Chunk { deployment, source, lines } = chunk;
-    Ok(lines.into_iter().map(|line| LogEntry { sequence, source: source.clone(), deployment, line }).collect())
+    let entry = |(index, line)| LogEntry { sequence, index, source: source.clone(), deployment, line };
+    Ok(lines.into_iter().enumerate().map(entry).collect())
 }
 
 fn truncate(text: &mut String) {

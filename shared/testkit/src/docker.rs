@@ -7,20 +7,26 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use bollard::query_parameters::{ListContainersOptions, RemoveContainerOptionsBuilder};
 use rustix::process::{Pid, Signal, geteuid, test_kill_process};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
-use crate::process::{Server, find_program, in_own_runtime, tethered};
+use crate::{
+    cleanup,
+    process::{Server, find_program, in_own_runtime, random_secret, tethered},
+};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(20);
 const DEFAULT_SOCKET: &str = "unix:///var/run/docker.sock";
 
 /// A connection to an engine, and the daemon itself where it is a private one, which ends when dropped: its
-/// containers first, then the daemon, then its data.
+/// containers first, then the daemon, then its data. In an engine that others use too, the images that were loaded
+/// through this connection end with it, and every container of them.
 pub struct Docker {
     client: bollard::Docker,
     host: String,
+    mark: Option<String>,
     daemon: Option<Daemon>,
 }
 
@@ -30,15 +36,20 @@ impl Docker {
     pub async fn connect_or_start() -> Result<Docker> {
         match Docker::connect().await {
             Err(_) if std::env::var_os("DOCKER_HOST").is_none() => Docker::start_private().await,
-            connected => connected,
+            connected => {
+                let mut docker = connected?;
+                docker.mark = Some(random_secret());
+                Ok(docker)
+            }
         }
     }
 
-    /// Connects to the engine named in `DOCKER_HOST`, else to the one at the default socket.
+    /// Connects to the engine named in `DOCKER_HOST`, else to the one at the default socket. Whatever is loaded
+    /// through this connection stays.
     pub async fn connect() -> Result<Docker> {
         let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| DEFAULT_SOCKET.into());
         let client = connect(&host).await.with_context(|| format!("connecting to the Docker engine at {host}"))?;
-        Ok(Docker { client, host, daemon: None })
+        Ok(Docker { client, host, mark: None, daemon: None })
     }
 
     /// Starts a private daemon. It leaves the machine's network rules alone, so that several can run beside each
@@ -59,6 +70,7 @@ impl Docker {
         let containerd: i32 = containerd.context("finding its containerd")?.trim().parse()?;
         if let Some(mut server) = daemon.server.take() {
             server.kill();
+            daemon.killed = true;
         }
         // The kernel kills containerd with it. A new daemon that finds it dying would wait for it in vain.
         let gone = async {
@@ -66,7 +78,7 @@ impl Docker {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(READY_DEADLINE, gone).await.context("its containerd lives on")
+        timeout(READY_DEADLINE, gone).await.context("its containerd lives on")
     }
 
     /// Starts a killed private daemon again.
@@ -81,7 +93,7 @@ impl Docker {
         let daemon = Daemon::start(room).await?;
         let host = daemon.host();
         let client = connect(&host).await.context("connecting to the private dockerd")?;
-        Ok(Docker { client, host, daemon: Some(daemon) })
+        Ok(Docker { client, host, mark: None, daemon: Some(daemon) })
     }
 
     /// Speaks the API version that the engine and this client have in common.
@@ -89,9 +101,25 @@ impl Docker {
         &self.client
     }
 
+    /// What images loaded through this connection are marked with, to be found again.
+    pub(crate) fn mark(&self) -> Option<&str> {
+        self.mark.as_deref()
+    }
+
     /// The engine's address, as `DOCKER_HOST` takes it.
     pub fn host(&self) -> &str {
         &self.host
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let Some(mark) = &self.mark else { return };
+        // Of a connection of its own: this one's may belong to a runtime that stands still now.
+        let _ = in_own_runtime(async || {
+            let engine = connect(&self.host).await?;
+            timeout(CLEANUP_DEADLINE, cleanup::remove_marked(&engine, mark)).await?
+        });
     }
 }
 
@@ -102,6 +130,8 @@ async fn connect(host: &str) -> Result<bollard::Docker> {
 
 struct Daemon {
     server: Option<Server>,
+    /// And its containers may still run.
+    killed: bool,
     program: PathBuf,
     address_pool: String,
     directory: TempDir,
@@ -116,7 +146,7 @@ impl Daemon {
         // so that two daemons rarely meet; dockerd itself avoids what is in use at that moment.
         let (half, part) = (rand::random_range(18..20_u8), rand::random_range(0..16_u8) * 16);
         let address_pool = format!("base=198.{half}.{part}.0/20,size=27");
-        let mut daemon = Daemon { server: None, program, address_pool, directory };
+        let mut daemon = Daemon { server: None, killed: false, program, address_pool, directory };
         if let Some(mebibytes) = room {
             let data = daemon.path("data");
             std::fs::create_dir(&data).context("creating a small disk")?;
@@ -147,6 +177,7 @@ impl Daemon {
         let host = self.host();
         server.ready(READY_DEADLINE, async || connect(&host).await.is_ok()).await?;
         self.server = Some(server);
+        self.killed = false;
         Ok(())
     }
 
@@ -161,31 +192,21 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let host = self.host();
-        if self.server.is_some() {
-            // A container that stays is ended by the daemon's own shutdown, only more slowly.
-            let _ = in_own_runtime(async move { remove_containers(&host).await });
-        }
+        // A container that stays is ended by the daemon's own shutdown, only more slowly; those of a daemon that was
+        // killed have none but its successor to end them.
+        let _ = in_own_runtime(async || {
+            if self.killed {
+                self.run().await?;
+            }
+            let engine = connect(&self.host()).await?;
+            timeout(CLEANUP_DEADLINE, cleanup::remove_containers(&engine, None)).await??;
+            Ok(())
+        });
         self.server = None;
         for mount in mounts_below(self.directory.path()) {
             let _ = Command::new("umount").arg("--lazy").arg(mount).output();
         }
     }
-}
-
-async fn remove_containers(host: &str) -> Result<()> {
-    let client = connect(host).await?;
-    let all = ListContainersOptions { all: true, ..Default::default() };
-    let containers = client.list_containers(Some(all)).await.context("listing the containers")?;
-    let removals = containers.into_iter().filter_map(|container| container.id).map(|id| {
-        let client = client.clone();
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        tokio::spawn(async move { client.remove_container(&id, Some(options)).await })
-    });
-    for removal in removals.collect::<Vec<_>>() {
-        removal.await.context("removing a container")??;
-    }
-    Ok(())
 }
 
 /// Deepest first.

@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{docker::Docker, process::workspace};
+use crate::{cleanup::MARK, docker::Docker, process::workspace};
 
 const PROGRAM: &str = "sample-app";
 
@@ -86,7 +86,7 @@ impl SampleImage {
     /// Loads the image into the engine under `reference` (such as `sample:1`).
     pub async fn load(&self, docker: &Docker, reference: &str) -> Result<()> {
         let program = std::fs::read(sample_program()?).context("reading the sample application")?;
-        let archive = self.archive(&program, reference)?;
+        let archive = self.archive(&program, reference, docker.mark())?;
         docker
             .client()
             .import_image(ImportImageOptionsBuilder::default().quiet(true).build(), body_full(archive.into()), None)
@@ -96,21 +96,24 @@ impl SampleImage {
     }
 
     /// The format of `docker save`: one layer, one configuration, one manifest.
-    fn archive(&self, program: &[u8], reference: &str) -> Result<Vec<u8>> {
+    fn archive(&self, program: &[u8], reference: &str, mark: Option<&str>) -> Result<Vec<u8>> {
         let mut ballast = vec![0; self.ballast << 20];
         rand::fill(&mut ballast[..]);
         let layer = tar_of(&[(PROGRAM, 0o755, program), ("ballast", 0o644, &ballast)])?;
-        let configuration = serde_json::to_vec(&self.configuration(&hex(&Sha256::digest(&layer))))?;
+        let configuration = serde_json::to_vec(&self.configuration(&hex(&Sha256::digest(&layer)), mark))?;
         let name = format!("{}.json", hex(&Sha256::digest(&configuration)));
         let manifest =
             serde_json::to_vec(&json!([{ "Config": name, "RepoTags": [reference], "Layers": ["layer.tar"] }]))?;
         tar_of(&[(&name, 0o644, &configuration), ("layer.tar", 0o644, &layer), ("manifest.json", 0o644, &manifest)])
     }
 
-    fn configuration(&self, layer: &str) -> Value {
+    fn configuration(&self, layer: &str, mark: Option<&str>) -> Value {
         let environment: Vec<String> = self.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let second = 1_000_000_000_u64;
         let mut config = json!({ "Env": environment, "Entrypoint": [format!("/{PROGRAM}")] });
+        if let Some(mark) = mark {
+            config["Labels"] = json!({ MARK: mark });
+        }
         if let Some(port) = self.exposed_port {
             config["ExposedPorts"] = json!({ format!("{port}/tcp"): {} });
         }

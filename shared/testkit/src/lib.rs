@@ -4,6 +4,7 @@
 //! and its images, and the load generator. Must never be a dependency of anything that ships (only a
 //! `dev-dependency`), and must never import a service: a test that needs one brings it along.
 
+mod cleanup;
 mod docker;
 mod images;
 mod load;

@@ -123,7 +123,7 @@ impl Drop for Database {
         let statement = format!("drop database if exists {} with (force)", self.name);
         let url = self.server_url.clone();
         // A database that stays behind goes with the run's cluster.
-        let _ = in_own_runtime(async move { execute(&url, statement).await });
+        let _ = in_own_runtime(async || execute(&url, statement).await);
     }
 }
 

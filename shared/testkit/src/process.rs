@@ -134,11 +134,13 @@ pub(crate) fn random_secret() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Runs `future` to its end on a thread of its own: for a `drop`, which may run inside a runtime and cannot await.
-pub(crate) fn in_own_runtime(future: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
-    let thread = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(future)
-    });
-    thread.join().unwrap_or_else(|_| bail!("the thread panicked"))
+/// Runs `work` to its end on a thread of its own: for a `drop`, which may run inside a runtime and cannot await.
+pub(crate) fn in_own_runtime(work: impl AsyncFnOnce() -> Result<()> + Send) -> Result<()> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        });
+        thread.join().unwrap_or_else(|_| bail!("the thread panicked"))
+    })
 }

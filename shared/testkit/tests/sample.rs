@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::{Context, Result, ensure};
 use bollard::{
     models::{ContainerCreateBody, HostConfig, NetworkCreateRequest},
-    query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder},
+    query_parameters::{CreateContainerOptions, LogsOptionsBuilder},
 };
 use futures::TryStreamExt;
 use testkit::{Docker, Load, Registry, SampleImage, WebSocket};
@@ -58,17 +58,16 @@ async fn an_image_goes_through_the_registry_and_serves() -> Result<()> {
     socket.closed().await;
     let state = docker.client().inspect_container(&id, None).await?.state.context("a state")?;
     ensure!(state.exit_code == Some(0), "{state:?}");
-    let logs = docker
-        .client()
-        .logs(&id, Some(bollard::query_parameters::LogsOptionsBuilder::default().stdout(true).stderr(true).build()));
+    let logs = docker.client().logs(&id, Some(LogsOptionsBuilder::default().stdout(true).stderr(true).build()));
     let logs: Vec<String> = logs.map_ok(|line| line.to_string()).try_collect().await?;
     ensure!(logs.concat().contains("SIGTERM received"), "{logs:?}");
 
-    let force = RemoveContainerOptionsBuilder::default().force(true).build();
-    docker.client().remove_container(&id, Some(force)).await?;
-    docker.client().remove_network(&network).await?;
+    let engine = docker.client().clone();
+    drop(docker);
+    ensure!(engine.inspect_container(&id, None).await.is_err(), "the container is still there");
+    ensure!(engine.inspect_network(&network, None).await.is_err(), "the network is still there");
     for image in [pushed, local] {
-        docker.client().remove_image(&image, Some(RemoveImageOptionsBuilder::default().build()), None).await?;
+        ensure!(engine.inspect_image(&image).await.is_err(), "{image} is still there");
     }
     Ok(())
 }
@@ -81,6 +80,31 @@ async fn the_variants_say_what_they_are() -> Result<()> {
     let image = docker.client().inspect_image(&name).await?;
     ensure!(image.architecture.as_deref() == Some("arm64"));
     ensure!(image.config.is_some_and(|config| config.exposed_ports.is_none() && config.healthcheck.is_none()));
-    docker.client().remove_image(&name, Some(RemoveImageOptionsBuilder::default().build()), None).await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_daemon_leaves_nothing_behind() -> Result<()> {
+    let mut docker = Docker::start_private().await?;
+    SampleImage::new("1").load(&docker, "sample:1").await?;
+    let container = ContainerCreateBody {
+        image: Some("sample:1".into()),
+        host_config: Some(HostConfig { network_mode: Some("none".into()), ..Default::default() }),
+        ..Default::default()
+    };
+    let id = docker.client().create_container(None::<CreateContainerOptions>, container).await?.id;
+    docker.client().start_container(&id, None).await?;
+    docker.kill().await?;
+    ensure!(named_in_a_command_line(&id)?, "the container runs on without its daemon");
+    drop(docker);
+    ensure!(!named_in_a_command_line(&id)?, "the container still runs");
+    Ok(())
+}
+
+/// Each container has a shim that carries its id.
+fn named_in_a_command_line(id: &str) -> Result<bool> {
+    let processes = std::fs::read_dir("/proc").context("reading the processes")?.flatten();
+    // A process may end between being listed and being read.
+    let mut lines = processes.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
+    Ok(lines.any(|line| line.contains(id)))
 }

@@ -20,7 +20,7 @@ use crate::{
     Api,
     extract::{Asked, Path, Query},
     idempotency,
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 /// The deployer asks a registry, which may be slow.
@@ -98,7 +98,7 @@ pub(crate) struct StageQuery {
     operation_id = "request_deployment",
     params(StagePath, IdempotencyKey),
     request_body = DeploymentBody,
-    responses((status = 202, body = Requested), (status = "default", body = Problem))
+    responses((status = 202, body = Requested))
 )]
 pub(crate) async fn request(
     State(api): State<Api>,
@@ -138,7 +138,7 @@ pub(crate) async fn request(
     tag = "deployments",
     operation_id = "list_stage_deployments",
     params(StagePath, StageQuery),
-    responses((status = 200, body = Page), (status = "default", body = Problem))
+    responses((status = 200, body = Page))
 )]
 pub(crate) async fn of_stage(
     State(api): State<Api>,
@@ -162,7 +162,7 @@ pub(crate) async fn of_stage(
     tag = "deployments",
     operation_id = "list_deployments",
     params(ListQuery),
-    responses((status = 200, body = Page), (status = "default", body = Problem))
+    responses((status = 200, body = Page))
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
@@ -178,7 +178,7 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
     tag = "deployments",
     operation_id = "get_deployment",
     params(DeploymentPath, AtLeast),
-    responses((status = 200, body = Deployment), (status = "default", body = Problem))
+    responses((status = 200, body = Deployment))
 )]
 pub(crate) async fn get(
     State(api): State<Api>,
@@ -198,7 +198,7 @@ pub(crate) async fn get(
     operation_id = "cancel_deployment",
     params(DeploymentPath, IdempotencyKey),
     request_body = Option<CancelBody>,
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn cancel(
     State(api): State<Api>,

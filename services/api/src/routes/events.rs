@@ -1,6 +1,6 @@
 //! Events: searched in the index, followed live.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, str::FromStr, time::Duration};
 
 use axum::{
     Json,
@@ -17,13 +17,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::page_size;
-use crate::{
-    Api,
-    extract::Query,
-    live::Frame,
-    pattern::Pattern,
-    problem::{Error, Problem},
-};
+use crate::{Api, extract::Query, live::Frame, pattern::Pattern, problem::Error};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -68,7 +62,7 @@ pub(crate) struct StreamQuery {
     tag = "events",
     operation_id = "list_events",
     params(ListQuery),
-    responses((status = 200, body = Page), (status = "default", body = Problem))
+    responses((status = 200, body = Page))
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
     if let Some(subject) = &query.subject {
@@ -100,7 +94,6 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = String),
-        (status = "default", body = Problem),
     )
 )]
 pub(crate) async fn stream(
@@ -123,7 +116,7 @@ fn pattern(text: &str) -> Result<Pattern, Error> {
 }
 
 /// Where a stream is to be resumed.
-pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+pub(super) fn last_event_id<Id: FromStr>(headers: &HeaderMap) -> Result<Option<Id>, Error> {
     let Some(value) = headers.get("last-event-id") else { return Ok(None) };
     let sequence = value.to_str().ok().and_then(|text| text.parse().ok());
     sequence.map(Some).ok_or_else(|| Error::invalid("Last-Event-ID", "must be the id of an event of this stream"))

@@ -9,7 +9,7 @@ use super::{Accepted, IdempotencyKey, NoQuery, StagePath, Taken};
 use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 /// Why a stage is locked.
@@ -36,7 +36,7 @@ pub(crate) struct UnlockQuery {
     tag = "stages",
     params(StagePath, IdempotencyKey),
     request_body = LockBody,
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn lock(
     State(api): State<Api>,
@@ -54,7 +54,7 @@ pub(crate) async fn lock(
     path = "/projects/{project}/stages/{stage}/lock",
     tag = "stages",
     params(StagePath, UnlockQuery, IdempotencyKey),
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn unlock(
     State(api): State<Api>,

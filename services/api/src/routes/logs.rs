@@ -1,5 +1,11 @@
 //! Output of a stage's containers and deployment steps.
 
+use std::{
+    fmt::{self, Display},
+    num::ParseIntError,
+    str::FromStr,
+};
+
 use axum::{
     Json,
     extract::State,
@@ -20,7 +26,7 @@ use super::{
 use crate::{
     Api,
     extract::{Path, Query},
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 const DEFAULT_TAIL: usize = 100;
@@ -64,7 +70,7 @@ enum Output {
 }
 
 impl From<LogEntry> for Line {
-    fn from(LogEntry { sequence, source, deployment, line }: LogEntry) -> Self {
+    fn from(LogEntry { sequence, index: _, source, deployment, line }: LogEntry) -> Self {
         let stream = match line.stream {
             LogStream::Stdout => Output::Stdout,
             LogStream::Stderr => Output::Stderr,
@@ -83,7 +89,6 @@ impl From<LogEntry> for Line {
     params(StagePath, LogQuery),
     responses(
         (status = 200, content(([Line] = "application/json"), (Line = "text/event-stream"))),
-        (status = "default", body = Problem),
     )
 )]
 pub(crate) async fn read(
@@ -103,15 +108,54 @@ pub(crate) async fn read(
     // Whoever comes back wants everything since, not the tail again.
     let tail = seen.map_or(tail, |_| LONGEST_TAIL);
     let filter = LogFilter { project: path.project, stage: path.stage, deployment: query.deployment };
-    let lines = api.log.logs().read(filter, tail, query.follow).map_ok(Line::from).map_err(Error::from);
-    let lines = lines.try_filter(move |line| future::ready(seen.is_none_or(|seen| line.sequence > seen)));
+    let entries = api.log.logs().read(filter, tail, query.follow).map_err(Error::from);
     if !query.follow {
-        return Ok(Json(lines.try_collect::<Vec<_>>().await?).into_response());
+        return Ok(Json(entries.map_ok(Line::from).try_collect::<Vec<_>>().await?).into_response());
     }
-    Ok(sse(&api, lines.map(|line| event(&line?))))
+    let unseen = entries.try_filter(move |entry| future::ready(seen.is_none_or(|seen| Place::of(entry) > seen)));
+    Ok(sse(&api, unseen.map(|entry| event(entry?))))
 }
 
-fn event(line: &Line) -> Result<Event, Error> {
-    let event = Event::default().id(line.sequence.to_string()).event("line");
-    Ok(event.data(serde_json::to_string(line).map_err(Error::Encode)?))
+/// Where a line stands: the position of the message it came in, and its place in that. Both are in its
+/// id, so that whoever was cut off in the middle of a message misses nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(u64, usize);
+
+impl Place {
+    fn of(entry: &LogEntry) -> Self {
+        Self(entry.sequence, entry.index)
+    }
+}
+
+impl FromStr for Place {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (message, line) = text.split_once('.').unwrap_or((text, "0"));
+        Ok(Self(message.parse()?, line.parse()?))
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+fn event(entry: LogEntry) -> Result<Event, Error> {
+    let event = Event::default().id(Place::of(&entry).to_string()).event("line");
+    Ok(event.data(serde_json::to_string(&Line::from(entry)).map_err(Error::Encode)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn a_place_reads_back_and_sorts_by_message_then_line() {
+        let places = [Place(7, 0), Place(7, 2), Place(7, 10), Place(9, 0)];
+        assert!(places.is_sorted());
+        assert!(places.iter().all(|place| place.to_string().parse() == Ok(*place)));
+        assert!("7.x".parse::<Place>().is_err());
+    }
 }

@@ -16,7 +16,7 @@ use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
     idempotency,
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 /// What a declaration changed.
@@ -59,7 +59,7 @@ pub(crate) struct ListQuery {
     tag = "projects",
     operation_id = "list_projects",
     params(ListQuery),
-    responses((status = 200, body = [readmodel::projects::Project]), (status = "default", body = Problem))
+    responses((status = 200, body = [readmodel::projects::Project]))
 )]
 pub(crate) async fn list(
     State(api): State<Api>,
@@ -76,7 +76,7 @@ pub(crate) async fn list(
     tag = "projects",
     operation_id = "get_project",
     params(ProjectPath, AtLeast),
-    responses((status = 200, body = readmodel::projects::Project), (status = "default", body = Problem))
+    responses((status = 200, body = readmodel::projects::Project))
 )]
 pub(crate) async fn get(
     State(api): State<Api>,
@@ -96,7 +96,7 @@ pub(crate) async fn get(
     operation_id = "apply_project",
     params(ProjectPath, IdempotencyKey),
     request_body = Declaration,
-    responses((status = 202, body = Applied), (status = "default", body = Problem))
+    responses((status = 202, body = Applied))
 )]
 pub(crate) async fn apply(
     State(api): State<Api>,
@@ -115,7 +115,7 @@ pub(crate) async fn apply(
     tag = "projects",
     operation_id = "archive_project",
     params(ProjectPath, IdempotencyKey),
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn archive(
     State(api): State<Api>,

@@ -11,7 +11,7 @@ use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, Taken};
 use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 const LONGEST_PASSWORD: usize = 64 << 10;
@@ -41,7 +41,7 @@ pub(crate) struct CredentialsBody {
     tag = "registries",
     operation_id = "list_registries",
     params(AtLeast),
-    responses((status = 200, body = [Registry]), (status = "default", body = Problem))
+    responses((status = 200, body = [Registry]))
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Registry>>, Error> {
     api.visible(query.at_least).await?;
@@ -56,7 +56,7 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -
     operation_id = "set_credentials",
     params(RegistryPath, IdempotencyKey),
     request_body = CredentialsBody,
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn set(
     State(api): State<Api>,
@@ -101,7 +101,7 @@ pub(crate) async fn set(
     tag = "registries",
     operation_id = "remove_credentials",
     params(RegistryPath, IdempotencyKey),
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn remove(
     State(api): State<Api>,

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
-    problem::{Error, Problem},
+    problem::Error,
 };
 
 /// Every stage of every project: what serves, what is on its way, what waits.
@@ -21,7 +21,7 @@ use crate::{
     tag = "stages",
     operation_id = "overview",
     params(AtLeast),
-    responses((status = 200, body = [Stage]), (status = "default", body = Problem))
+    responses((status = 200, body = [Stage]))
 )]
 pub(crate) async fn overview(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Stage>>, Error> {
     api.visible(query.at_least).await?;
@@ -35,7 +35,7 @@ pub(crate) async fn overview(State(api): State<Api>, Query(query): Query<AtLeast
     tag = "stages",
     operation_id = "list_stages",
     params(ProjectPath, AtLeast),
-    responses((status = 200, body = [Stage]), (status = "default", body = Problem))
+    responses((status = 200, body = [Stage]))
 )]
 pub(crate) async fn list(
     State(api): State<Api>,
@@ -55,7 +55,7 @@ pub(crate) async fn list(
     tag = "stages",
     operation_id = "get_stage",
     params(StagePath, AtLeast),
-    responses((status = 200, body = Stage), (status = "default", body = Problem))
+    responses((status = 200, body = Stage))
 )]
 pub(crate) async fn get(
     State(api): State<Api>,
@@ -75,7 +75,7 @@ pub(crate) async fn get(
     operation_id = "apply_stage",
     params(StagePath, IdempotencyKey),
     request_body = StageSettings,
-    responses((status = 202, body = Applied), (status = "default", body = Problem))
+    responses((status = 202, body = Applied))
 )]
 pub(crate) async fn apply(
     State(api): State<Api>,
@@ -94,7 +94,7 @@ pub(crate) async fn apply(
     tag = "stages",
     operation_id = "archive_stage",
     params(StagePath, IdempotencyKey),
-    responses((status = 202, body = Accepted), (status = "default", body = Problem))
+    responses((status = 202, body = Accepted))
 )]
 pub(crate) async fn archive(
     State(api): State<Api>,

@@ -68,6 +68,7 @@ async fn addresses_and_queries_are_refused_by_the_parameter_that_is_wrong() {
         ("/deployments?outcome=happy", "outcome"),
         ("/deployments?page=2", "page"),
         ("/projects?at_least=soon", "at_least"),
+        ("/projects?at_least=99999", "at_least"),
         ("/projects?atleast=1", "atleast"),
         ("/events?subject=a..b", "subject"),
         ("/events/stream?subject=a.b*", "subject"),

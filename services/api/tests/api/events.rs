@@ -16,7 +16,7 @@ pub(crate) struct Sse {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    pub(crate) id: u64,
+    pub(crate) id: String,
     pub(crate) event: String,
     pub(crate) data: String,
 }
@@ -60,7 +60,7 @@ impl Sse {
         serde_json::from_str(&self.soon().await.data).expect("JSON")
     }
 
-    async fn take(&mut self, count: usize) -> Vec<Message> {
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Message> {
         let mut messages = vec![];
         while messages.len() < count {
             messages.push(self.soon().await);
@@ -69,13 +69,19 @@ impl Sse {
     }
 }
 
+impl Message {
+    fn sequence(&self) -> u64 {
+        self.id.parse().expect("a sequence")
+    }
+}
+
 fn parse(text: &str) -> Option<Message> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-    Some(Message { id: field("id: ")?.parse().expect("a sequence"), event: field("event: ")?, data: field("data: ")? })
+    Some(Message { id: field("id: ")?, event: field("event: ")?, data: field("data: ")? })
 }
 
 fn ids(messages: &[Message]) -> Vec<u64> {
-    messages.iter().map(|message| message.id).collect()
+    messages.iter().map(Message::sequence).collect()
 }
 
 #[tokio::test]
@@ -102,7 +108,7 @@ async fn a_listener_gets_the_stored_event_with_its_sequence_and_type() {
     let mut stream = Sse::open(&app, "", None).await;
     let sequence = app.put("/projects/shop", json!({})).await.accepted();
     let message = stream.soon().await;
-    assert_eq!((message.id, message.event.as_str()), (sequence, "dev.sluice.project.created.v1"));
+    assert_eq!((message.sequence(), message.event.as_str()), (sequence, "dev.sluice.project.created.v1"));
     let event: Value = serde_json::from_str(&message.data).expect("JSON");
     assert_eq!((&event["specversion"], &event["type"]), (&json!("1.0"), &json!("dev.sluice.project.created.v1")));
     assert_eq!((&event["subject"], &event["data"]), (&json!("project.shop"), &json!({ "name": "shop" })));
@@ -154,7 +160,7 @@ async fn a_subject_filters_history_and_what_comes() {
     assert!(before.iter().all(|message| message.event == "dev.sluice.project.stage.added.v1"), "{before:?}");
     app.put("/projects/shop", json!({ "name": "Shop" })).await.accepted();
     let sequence = app.put("/projects/shop/stages/dev", json!({ "replicas": 2 })).await.accepted();
-    assert_eq!(stream.soon().await.id, sequence);
+    assert_eq!(stream.soon().await.sequence(), sequence);
     app.stop().await;
 }
 

@@ -83,7 +83,7 @@ impl Supervised {
 
 enum Process {
     Ours {
-        child: Child,
+        child: Box<Child>,
         /// Kept open as long as we live: its end is how a tied child learns of ours.
         _tie: Option<ChildStdin>,
     },
@@ -141,7 +141,7 @@ fn spawn(spec: &Spec) -> Result<Process> {
     }
     // Waiting for a child closes its standard input, unless it is held elsewhere.
     let tie = child.stdin.take();
-    Ok(Process::Ours { child, _tie: tie })
+    Ok(Process::Ours { child: Box::new(child), _tie: tie })
 }
 
 async fn keep_alive(spec: Spec, mut process: Process, stopping: CancellationToken) {
