@@ -9,14 +9,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use domain::{Context, Event, Recorded};
+use domain::Recorded;
 use eventlog::EventLog;
 use futures::{Stream, StreamExt, TryStreamExt, future, stream};
-use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
-use uuid::Uuid;
 
 use crate::{pattern::Pattern, problem::Error};
 
@@ -58,7 +55,7 @@ impl Live {
     pub(crate) async fn feed(self, log: EventLog, after: u64) {
         let mut events = pin!(log.follow(ALL, after));
         while let Some(event) = events.next().await {
-            match event.map_err(Error::from).and_then(frame) {
+            match event.map(frame).map_err(Error::from) {
                 Ok(frame) => self.send(frame),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -133,7 +130,9 @@ fn replay(log: &EventLog, after: u64, to: u64) -> impl Stream<Item = Result<Arc<
         }
     });
     batches
-        .map_ok(move |batch| stream::iter(batch.into_iter().filter(move |event| event.sequence <= to).map(frame)))
+        .map_ok(move |batch| {
+            stream::iter(batch.into_iter().filter(move |event| event.sequence <= to).map(frame).map(Ok))
+        })
         .try_flatten()
         .map_ok(Arc::new)
 }
@@ -145,43 +144,8 @@ fn tail(frames: Frames, after: u64) -> impl Stream<Item = Arc<Frame>> + Send {
         .filter_map(move |frame| future::ready(frame.ok().filter(|frame| frame.sequence > after)))
 }
 
-fn frame(recorded: Recorded) -> Result<Frame, Error> {
-    let body = cloud_event(&recorded).map_err(Error::Encode)?;
-    Ok(Frame { sequence: recorded.sequence, subject: recorded.subject, kind: recorded.kind, body })
-}
-
-/// The event in the form in which it is stored. Its JSON is made anew, so that what was written by
-/// an older version reads like the newest.
-fn cloud_event(recorded: &Recorded) -> Result<String, serde_json::Error> {
-    #[derive(Serialize)]
-    struct CloudEvent<'a> {
-        specversion: &'static str,
-        id: Uuid,
-        source: &'static str,
-        subject: String,
-        datacontenttype: &'static str,
-        r#type: &'a str,
-        #[serde(flatten)]
-        context: &'a Context,
-        data: Value,
-    }
-    let mut event = match &recorded.event {
-        Event::Project(event) => serde_json::to_value(event),
-        Event::Stage(event) => serde_json::to_value(event),
-        Event::Route(event) => serde_json::to_value(event),
-        Event::Registry(event) => serde_json::to_value(event),
-    }?;
-    let aggregate = recorded.subject.split('.').nth(2).unwrap_or_default();
-    serde_json::to_string(&CloudEvent {
-        specversion: "1.0",
-        id: recorded.id,
-        source: "/sluice",
-        subject: format!("{aggregate}.{}", recorded.key.join(".")),
-        datacontenttype: "application/json",
-        r#type: &recorded.kind,
-        context: &recorded.context,
-        data: event["data"].take(),
-    })
+fn frame(recorded: Recorded) -> Frame {
+    Frame { sequence: recorded.sequence, subject: recorded.subject, kind: recorded.kind, body: recorded.body }
 }
 
 #[cfg(test)]

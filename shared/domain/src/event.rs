@@ -81,6 +81,8 @@ pub struct Recorded {
     pub kind: String,
     pub context: Context,
     pub event: Event,
+    /// The CloudEvent as it was stored, in JSON: with what this version may not know.
+    pub body: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -164,6 +166,7 @@ fn record<'a, A: Aggregate>(
     key: impl Iterator<Item = &'a str>,
 ) -> Result<Recorded, DecodeError> {
     let (kind, wire) = wire::<A>(sequence, subject, body)?;
+    let body = String::from_utf8_lossy(body).into_owned();
     Ok(Recorded {
         sequence,
         id: wire.id,
@@ -172,6 +175,7 @@ fn record<'a, A: Aggregate>(
         kind,
         context: wire.context,
         event: wire.event.into(),
+        body,
     })
 }
 

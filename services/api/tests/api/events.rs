@@ -51,7 +51,7 @@ impl Sse {
         }
     }
 
-    async fn soon(&mut self) -> Message {
+    pub(crate) async fn soon(&mut self) -> Message {
         let next = tokio::time::timeout(Duration::from_secs(20), self.next()).await;
         next.expect("in time").expect("not the end")
     }
@@ -60,7 +60,7 @@ impl Sse {
         serde_json::from_str(&self.soon().await.data).expect("JSON")
     }
 
-    pub(crate) async fn take(&mut self, count: usize) -> Vec<Message> {
+    async fn take(&mut self, count: usize) -> Vec<Message> {
         let mut messages = vec![];
         while messages.len() < count {
             messages.push(self.soon().await);

@@ -51,10 +51,10 @@ impl Demo {
         let [half, most, worst] = [0.5, 0.99, 1.0].map(|quantile| milliseconds(self.load.latency(quantile)));
         row("latency", format!("p50 {half} ms, p99 {most} ms, worst {worst} ms (a few are slow on purpose: 300 ms)"));
         let Chat { opened, echoes, ended, refused } = &self.sockets;
-        row(
-            "websockets",
-            format!("{opened} opened, {echoes} echoes, {ended} ended by a drain, {} refused", refused.len()),
-        );
+        row("websockets", format!("{opened} opened, {echoes} echoes, {} refused", refused.len()));
+        for (reason, count) in ended {
+            row("", format!("{count} ended by the drain: {reason}"));
+        }
         if let Some(reason) = refused.first() {
             row("", reason.clone());
         }

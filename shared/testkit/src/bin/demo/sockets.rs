@@ -1,6 +1,6 @@
 //! Websockets that chat through everything that happens.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use testkit::WebSocket;
 use tokio::{task::JoinSet, time::sleep};
@@ -21,8 +21,8 @@ pub(crate) struct Chat {
     pub(crate) opened: u64,
     /// Messages that came back.
     pub(crate) echoes: u64,
-    /// Websockets ended by the other side, as they are when a drain is over.
-    pub(crate) ended: u64,
+    /// Websockets ended by the other side, as they are when a drain is over, by reason.
+    pub(crate) ended: BTreeMap<String, u64>,
     /// Attempts to open one that failed, each with its reason.
     pub(crate) refused: Vec<String>,
 }
@@ -42,7 +42,9 @@ impl Sockets {
                 Ok(chat) => {
                     total.opened += chat.opened;
                     total.echoes += chat.echoes;
-                    total.ended += chat.ended;
+                    for (reason, count) in chat.ended {
+                        *total.ended.entry(reason).or_default() += count;
+                    }
                     total.refused.extend(chat.refused);
                 }
                 Err(error) => total.refused.push(error.to_string()),
@@ -59,8 +61,9 @@ async fn chat(address: String, host: String, stop: CancellationToken) -> Chat {
             Ok(mut socket) => {
                 chat.opened += 1;
                 while !stop.is_cancelled() {
-                    if socket.echo(&chat.echoes.to_string()).await.is_err() {
-                        chat.ended += 1;
+                    if let Err(error) = socket.echo(&chat.echoes.to_string()).await {
+                        eprintln!("{:?} END {}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH), chat.echoes);
+                        *chat.ended.entry(format!("{error:#}")).or_default() += 1;
                         break;
                     }
                     chat.echoes += 1;
