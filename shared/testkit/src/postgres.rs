@@ -12,7 +12,7 @@ use rustix::process::{Signal, geteuid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 
-use crate::process::{Server, find_program, free_port, in_own_runtime, random_secret, tethered};
+use crate::process::{Server, find_program, free_port, random_secret, tethered};
 
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// Names the cluster that is shared by a test run, with the rights to create databases.
