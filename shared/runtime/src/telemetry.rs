@@ -19,7 +19,7 @@ pub fn init() -> Result<()> {
         None | Some("text") => {
             let colours = std::io::stderr().is_terminal();
             registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).init();
-        },
+        }
         Some("json") => registry.with(fmt::layer().json().with_writer(std::io::stderr)).init(),
         Some(other) => anyhow::bail!("LOG_FORMAT: `{other}` is neither text nor json"),
     }
