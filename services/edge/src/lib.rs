@@ -17,6 +17,7 @@ mod routes;
 mod set;
 mod snapshot;
 mod table;
+mod upgrade;
 mod watch;
 
 use std::{

@@ -19,7 +19,7 @@ use crate::{
     cut, headers,
     pages::Page,
     routes::{Aim, Count, Entry, Routes, Shared},
-    set::{Claim, Refused},
+    set::{Claim, Connection, Refused},
 };
 
 pub(crate) struct Proxy {
@@ -178,7 +178,7 @@ impl ProxyHttp for Proxy {
             }
         }
         match &request.claim {
-            Some(claim) => Ok(claim.peer(!shares_connections(session, request))),
+            Some(claim) => Ok(claim.peer(connection(session, request))),
             None => Err(Error::explain(ErrorType::HTTPStatus(503), "no upstream left to try")),
         }
     }
@@ -191,7 +191,7 @@ impl ProxyHttp for Proxy {
     ) -> pingora::Result<()> {
         request.connected = true;
         request.probe = headers::take_probe(upstream, &self.probe_token);
-        if !shares_connections(session, request) && !upstream.headers.contains_key(header::UPGRADE) {
+        if connection(session, request) == Connection::Own {
             upstream.insert_header(header::CONNECTION, "close")?;
         }
         headers::set_forwarded(upstream, session.client_addr(), session.server_addr())
@@ -304,10 +304,15 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// Whether the request may use a pooled connection, and leave its own to the pool.
-///
 /// A pooled connection may just be being closed by the upstream. Only a request that can be sent
-/// again takes that risk; any other gets a connection of its own, and closes it.
-fn shares_connections(session: &mut Session, request: &Request) -> bool {
-    session.req_header().method.is_idempotent() && session.is_body_empty() && !request.pool_failed
+/// again takes that risk, and leaves its connection to the pool; any other gets one of its own, and
+/// closes it.
+fn connection(session: &mut Session, request: &Request) -> Connection {
+    if session.req_header().headers.contains_key(header::UPGRADE) {
+        Connection::Upgrade
+    } else if session.req_header().method.is_idempotent() && session.is_body_empty() && !request.pool_failed {
+        Connection::Shared
+    } else {
+        Connection::Own
+    }
 }

@@ -14,8 +14,10 @@ use domain::traffic::{SetStatus, UpstreamSet, UpstreamStatus};
 use pingora::upstreams::peer::HttpPeer;
 use tokio_util::sync::CancellationToken;
 
+use crate::upgrade;
+
 /// A SYN that was lost is sent again after one second; only then is an upstream given up.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Idle connections are closed well before any common server closes its side (2 s and more), so
 /// that a request hardly ever meets a connection that is just being closed.
@@ -52,6 +54,17 @@ pub(crate) struct Upstream {
 pub(crate) struct Claim {
     set: Arc<Set>,
     index: usize,
+}
+
+/// The kind of connection that a request gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connection {
+    /// From the pool, and back to it.
+    Shared,
+    /// One that no other request uses.
+    Own,
+    /// Its own, to become something else than HTTP.
+    Upgrade,
 }
 
 /// Why a set gave no [`Claim`].
@@ -196,11 +209,16 @@ impl Claim {
         &self.set.cut
     }
 
-    /// Where to connect. `fresh` means a connection that no other request has used.
-    pub(crate) fn peer(&self, fresh: bool) -> Box<HttpPeer> {
+    /// Where to connect, and how.
+    pub(crate) fn peer(&self, connection: Connection) -> Box<HttpPeer> {
         let mut peer = Box::new(self.upstream().peer.clone());
-        if fresh {
-            peer.group_key = next_key();
+        match connection {
+            Connection::Shared => {}
+            Connection::Own => peer.group_key = next_key(),
+            Connection::Upgrade => {
+                peer.group_key = next_key();
+                peer.options.custom_l4 = Some(Arc::new(upgrade::Connector));
+            }
         }
         peer
     }
@@ -301,10 +319,10 @@ pub(crate) mod tests {
     #[test]
     fn connections_are_never_shared_between_containers_of_one_address() {
         let (old, new) = (set_of(1), set_of(1));
-        let key = |set: &Arc<Set>, fresh| set.claim(0).expect("an upstream").peer(fresh).group_key;
-        assert_ne!(key(&old, false), key(&new, false));
-        assert_eq!(key(&old, false), key(&old, false));
-        assert_ne!(key(&old, true), key(&old, true));
+        let key = |set: &Arc<Set>, connection| set.claim(0).expect("an upstream").peer(connection).group_key;
+        assert_ne!(key(&old, Connection::Shared), key(&new, Connection::Shared));
+        assert_eq!(key(&old, Connection::Shared), key(&old, Connection::Shared));
+        assert_ne!(key(&old, Connection::Own), key(&old, Connection::Own));
     }
 
     #[test]

@@ -21,8 +21,7 @@ impl WebSocket {
             let stream = TcpStream::connect(address).await.context("connecting")?;
             client_async(format!("ws://{host}{path}"), stream).await.context("upgrading to a websocket")
         };
-        let (stream, response) = timeout(DEADLINE, handshake).await.context("waiting for the upgrade")??;
-        eprintln!("{:?} OPEN {:?}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH), response.headers().get("x-version"));
+        let (stream, _response) = timeout(DEADLINE, handshake).await.context("waiting for the upgrade")??;
         Ok(WebSocket { stream })
     }
 

@@ -4,6 +4,7 @@ mod app;
 mod http;
 mod replace;
 mod retry;
+mod upgrade;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -62,7 +62,6 @@ async fn chat(address: String, host: String, stop: CancellationToken) -> Chat {
                 chat.opened += 1;
                 while !stop.is_cancelled() {
                     if let Err(error) = socket.echo(&chat.echoes.to_string()).await {
-                        eprintln!("{:?} END {}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH), chat.echoes);
                         *chat.ended.entry(format!("{error:#}")).or_default() += 1;
                         break;
                     }
