@@ -1,7 +1,5 @@
 //! What cannot work ends in an error that says so, and leaves what served before as it was.
 
-use std::time::{Duration, Instant};
-
 use domain::{
     Key, Span,
     image::{Image, Source},
@@ -170,9 +168,7 @@ async fn store(lab: &Lab, host: &str, password: &str) {
 async fn an_image_that_only_the_node_has() {
     let lab = Lab::new().await;
     let image = lab.image("v1", SampleImage::new("1")).await;
-    let began = Instant::now();
     assert_eq!(lab.resolve(&image.requested).await.expect("built here"), image);
-    assert!(began.elapsed() < Duration::from_secs(2), "no registry is asked for it: {:?}", began.elapsed());
 
     // Named after a registry that does not have it.
     let registry = Registry::start().await.expect("a registry");

@@ -29,7 +29,8 @@ async fn upgrade(edge: &Edge, path: &str) -> Client {
     client
 }
 
-#[tokio::test]
+/// On several threads, for on one the answer is never seen too early.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_tunnel_ends_because_the_answer_came_early() {
     let (address, _app) = hasty().await;
     let edge = Edge::start().await;

