@@ -109,7 +109,7 @@ pub(crate) async fn request(
     let key = Key::<Stage>::stage(&path.project, &path.stage);
     let deployment = idempotency::deployment(&asked.context, "release");
     let stage = api.log.load(&key).await?;
-    if knows(&stage.state, deployment) {
+    if stage.state.knows(deployment) {
         // Asked for before: the image is what it was then, whatever its tag means by now.
         let known = recorded(&api, deployment, stage.version).await?;
         let settings = api.log.load(&Key::<Project>::project(&path.project)).await?.state.stages.remove(&path.stage);
@@ -221,13 +221,6 @@ pub(crate) async fn cancel(
     let command = stage::Command::Cancel { deployment: path.id, reason };
     let committed = api.log.execute(&key, command, &asked.context).await?;
     Ok(Taken(Accepted { sequence: committed.sequence }))
-}
-
-fn knows(stage: &Stage, deployment: DeploymentId) -> bool {
-    stage.active.as_ref().is_some_and(|active| active.deployment == deployment)
-        || stage.queue.iter().any(|queued| queued.deployment == deployment)
-        || stage.current.as_ref().is_some_and(|current| current.deployment == deployment)
-        || stage.ended.iter().any(|ended| ended.deployment == deployment)
 }
 
 /// The deployment as the read models have it once they have seen `sequence`.

@@ -303,7 +303,8 @@ fn step_event(step: Step, done: StepDone, instances: Vec<Instance>) -> Event {
 }
 
 impl Stage {
-    fn knows(&self, deployment: DeploymentId) -> bool {
+    /// Whether this deployment was requested here, as far back as the stage remembers.
+    pub fn knows(&self, deployment: DeploymentId) -> bool {
         self.active.iter().map(|active| active.deployment).any(|id| id == deployment)
             || self.queue.iter().any(|queued| queued.deployment == deployment)
             || self.current.as_ref().is_some_and(|current| current.deployment == deployment)
