@@ -19,6 +19,6 @@ pub use images::SampleImage;
 pub use load::{Load, Report, Running};
 pub use nats::{Nats, nats_server};
 pub use postgres::{Database, Postgres};
-pub use process::free_port;
+pub use process::{find_program, free_port};
 pub use registry::Registry;
 pub use websocket::WebSocket;

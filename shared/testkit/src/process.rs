@@ -112,10 +112,11 @@ impl Drop for Server {
 
 /// The program `name`: what `scripts/install` brought for the project alone, else from PATH or where Debian keeps
 /// servers.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let tools = workspace().join(".tools");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    [tools.join("venv/bin"), tools.join("registry/usr/bin")]
+    ["venv/bin", "registry/usr/bin", "peers/usr/bin", "peers/usr/sbin"]
+        .map(|directory| tools.join(directory))
         .into_iter()
         .chain(std::env::split_paths(&path))
         .chain(["/usr/sbin".into(), "/sbin".into()])
