@@ -81,6 +81,22 @@ impl Docker {
         timeout(READY_DEADLINE, gone).await.context("its containerd lives on")
     }
 
+    /// Stops a private daemon where it stands, until [`Docker::thaw`]: it accepts connections and answers nothing. Its
+    /// containers run on.
+    pub fn freeze(&self) -> Result<()> {
+        self.server()?.freeze()
+    }
+
+    /// Lets a frozen private daemon go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.server()?.thaw()
+    }
+
+    fn server(&self) -> Result<&Server> {
+        let daemon = self.daemon.as_ref().and_then(|daemon| daemon.server.as_ref());
+        daemon.context("only a private daemon that runs can be frozen")
+    }
+
     /// Starts a killed private daemon again.
     pub async fn restart(&mut self) -> Result<()> {
         self.daemon.as_mut().context("only a private daemon can be started again")?.run().await
@@ -194,6 +210,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // A container that stays is ended by the daemon's own shutdown, only more slowly; those of a daemon that was
         // killed have none but its successor to end them.
+        if let Some(server) = &self.server {
+            let _ = server.thaw();
+        }
         let _ = in_own_runtime(async || {
             if self.killed {
                 self.run().await?;

@@ -52,6 +52,16 @@ impl Nats {
         }
     }
 
+    /// Stops the process where it stands, until [`Nats::thaw`]: it accepts connections and answers nothing.
+    pub fn freeze(&self) -> Result<()> {
+        self.server.as_ref().context("nats-server does not run")?.freeze()
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.server.as_ref().context("nats-server does not run")?.thaw()
+    }
+
     /// Starts the server again on the same port and store; an orderly stop comes first where it still runs.
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;

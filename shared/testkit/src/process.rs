@@ -86,6 +86,20 @@ impl Server {
         let _ = self.child.wait();
     }
 
+    /// Stops the process where it stands, as SIGSTOP does: it holds its connections and answers nothing.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets a frozen process go on.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal).with_context(|| format!("signalling {}", self.name))
+    }
+
     fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -98,7 +112,9 @@ impl Drop for Server {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        let _ = kill_process(Pid::from_child(&self.child), self.stop);
+        let _ = self.signal(self.stop);
+        // One that is frozen would not hear of it.
+        let _ = self.thaw();
         let end = Instant::now() + STOP_DEADLINE;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > end {
