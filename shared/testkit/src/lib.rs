@@ -1,10 +1,12 @@
 //! Development only: the real parts that tests run against, each private to its test or shared by one test run.
 //!
 //! Owns the start and the certain end of nats-server, PostgreSQL, dockerd and docker-registry, the sample application
-//! and its images, and the load generator. Must never be a dependency of anything that ships (only a
-//! `dev-dependency`), and must never import a service: a test that needs one brings it along.
+//! and its images, the load generator, and the relay that disturbs the traffic between parts. Must never be a
+//! dependency of anything that ships (only a `dev-dependency`), and must never import a service: a test that needs one
+//! brings it along.
 
 mod cleanup;
+mod disk;
 mod docker;
 mod images;
 mod load;
@@ -12,8 +14,11 @@ mod nats;
 mod postgres;
 mod process;
 mod registry;
+mod relay;
+mod sluice;
 mod websocket;
 
+pub use disk::{LossyDisk, Luck, Names};
 pub use docker::Docker;
 pub use images::SampleImage;
 pub use load::{Load, Report, Running};
@@ -21,4 +26,6 @@ pub use nats::{Nats, nats_server};
 pub use postgres::{Database, Postgres};
 pub use process::{find_program, free_port};
 pub use registry::Registry;
+pub use relay::{Direction, Flow, Relay};
+pub use sluice::Sluice;
 pub use websocket::WebSocket;
