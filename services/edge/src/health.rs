@@ -22,6 +22,9 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// A status line is shorter.
 const LONGEST_STATUS_LINE: u64 = 512;
 
+/// A container on this machine answers a first look well before; for one that does not nobody waits longer.
+const FIRST_LOOK: Duration = Duration::from_millis(300);
+
 /// How a probe failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -54,6 +57,26 @@ pub(crate) async fn probe_all(routes: Arc<Routes>) {
         if changes.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Takes none of the upstreams of `routes` for granted: each is avoided until it has answered a probe. All are asked at
+/// the same time; who has not answered within [`FIRST_LOOK`] stays avoided, and [`probe_all`] asks on.
+pub(crate) async fn first_look(routes: &Routes) {
+    let sets = routes.live_sets();
+    let upstreams = sets.iter().flat_map(|set| set.upstreams().iter().map(move |upstream| (set, upstream)));
+    let probes = upstreams.map(|(set, upstream)| {
+        upstream.mark(false);
+        async move {
+            if probe(upstream.address, &set.config.health).await.is_ok() {
+                upstream.mark(true);
+            }
+        }
+    });
+    // Who is late is named below.
+    let _ = timeout(FIRST_LOOK, join_all(probes)).await;
+    for upstream in sets.iter().flat_map(|set| set.upstreams()).filter(|upstream| !upstream.is_healthy()) {
+        tracing::warn!(instance = upstream.instance, address = %upstream.address, "upstream does not answer, avoided until it does");
     }
 }
 

@@ -6,7 +6,9 @@
 //! Must never import: bollard, sqlx, or another service. It knows containers by their address
 //! only, and what to do with them from the routes bucket only.
 
+mod control;
 mod cut;
+mod handover;
 mod headers;
 mod health;
 mod hold;
@@ -14,6 +16,7 @@ mod listen;
 mod pages;
 mod proxy;
 mod routes;
+mod serving;
 mod set;
 mod snapshot;
 mod table;
@@ -21,19 +24,17 @@ mod upgrade;
 mod watch;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    pin::pin,
-    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
-use domain::{Slug, traffic::EdgePresence};
-use tokio::{net::TcpListener, task::JoinSet};
+use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{proxy::Proxy, routes::Routes};
+pub use crate::control::{Answer, UpgradeError, Upgraded, upgrade};
+use crate::{handover::Predecessor, serving::Edge};
 
 #[derive(Clone)]
 pub struct Config {
@@ -45,8 +46,12 @@ pub struct Config {
     pub id: String,
     /// Threads that serve requests.
     pub threads: usize,
-    /// How long requests in flight may take to finish once the edge is told to stop.
+    /// How long requests in flight may take to finish once the edge is told to stop, or another has taken over.
     pub grace: Duration,
+    /// The unix socket for [`upgrade`]; its directory is made private.
+    pub control: Option<PathBuf>,
+    /// File that names the process that accepts connections.
+    pub pid_file: Option<PathBuf>,
     /// Most requests that wait on one held route.
     pub max_waiting: u64,
 }
@@ -61,12 +66,14 @@ impl Config {
             id: "local".into(),
             threads: 2,
             grace: Duration::from_secs(30),
+            control: None,
+            pid_file: None,
             max_waiting: 1000,
         }
     }
 }
 
-/// Serves until SIGTERM or SIGINT, on a runtime of its own.
+/// Serves until SIGTERM or SIGINT, or until another process has taken over, on a runtime of its own.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads)
@@ -76,7 +83,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .context("starting the edge's threads")?;
     let outcome = runtime.block_on(async {
         let stop = runtime::shutdown::token(false)?;
-        serve(config, stop).await
+        match Predecessor::find().await? {
+            Some((predecessor, listener, estate)) => Edge::take_over(predecessor, listener, estate, config, stop).await,
+            None => serve(config, stop).await,
+        }
     });
     // Requests had their grace time; nothing else is worth waiting for.
     runtime.shutdown_background();
@@ -91,49 +101,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
 
 /// As [`serve`], on a listener that the caller has opened.
 pub async fn serve_on(listener: TcpListener, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    config.id.parse::<Slug>().context("the edge's id")?;
-    let address = listener.local_addr().context("asking for the edge's own address")?;
-    let routes = Arc::new(Routes::new());
-    snapshot::load(&config.snapshot, &routes);
-
-    // Unguessable enough for what it buys: the id of the deployment that answered.
-    let probe_token = runtime::clock::new_id().to_string();
-    let me = EdgePresence {
-        id: config.id,
-        version: env!("CARGO_PKG_VERSION").into(),
-        address: reachable(address).to_string(),
-        probe_token: probe_token.clone(),
-    };
-    // Dropped, and with it ended, when serving has ended.
-    let mut tasks = JoinSet::new();
-    tasks.spawn(routes.clone().enforce_deadlines());
-    tasks.spawn(health::probe_all(routes.clone()));
-    tasks.spawn(snapshot::keep(config.snapshot, routes.clone()));
-    tasks.spawn(watch::run(config.log, me, routes.clone()));
-
-    tracing::info!(%address, "edge listens");
-    let proxy = Proxy { routes, probe_token, max_waiting: config.max_waiting };
-    let stop = stop.child_token();
-    let mut serving = pin!(listen::serve(listener, proxy, config.threads, stop.clone(), config.grace));
-    tokio::select! {
-        () = &mut serving => Ok(()),
-        ended = tasks.join_next() => {
-            // None of them ends by itself, so it panicked. A new process is better than stale routes.
-            stop.cancel();
-            serving.await;
-            bail!("a task of the edge ended: {ended:?}")
-        }
-    }
-}
-
-/// An address at which a listener on every address can be reached from this machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
+    Edge::begin(listener, config, stop).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The listener: accepts connections, tells HTTP/1 from HTTP/2, and ends in order.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -13,6 +13,10 @@ use pingora::{
     },
     proxy::HttpProxy,
     server::{ShutdownWatch, configuration::ServerConf},
+};
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, accept_with},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -31,6 +35,10 @@ const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(60);
 /// that closes, or a request may meet a connection that is just being closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(150);
 
+/// How long a client with nothing under way may still speak once the edge ends: a request may be on its way to it, and
+/// would meet a reset.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
 /// No method begins like this, so it is HTTP/2 from the first three bytes on.
 const HTTP2: &[u8] = b"PRI";
 
@@ -48,6 +56,19 @@ fn keepalive() -> TcpKeepalive {
         count: 4,
         user_timeout: Duration::ZERO,
     }
+}
+
+/// What the listener does at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Duty {
+    Accept,
+    /// Another process accepts on the same socket. What is connected here is served: for one more request each, or to
+    /// the end of what runs. May turn back.
+    StandBy,
+    /// The same for good: the socket is let go.
+    Leave,
+    /// Ends, as soon as what runs has ended, at the latest after this time.
+    Stop(Duration),
 }
 
 /// What serves connections.
@@ -78,30 +99,64 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Serves until `stop`, then lets what is in flight finish for at most `grace`.
+/// Serves until it is told to stop, and counts what is open in `connections`.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     proxy: Proxy,
     threads: usize,
-    stop: CancellationToken,
-    grace: Duration,
+    mut duty: watch::Receiver<Duty>,
+    connections: TaskTracker,
 ) {
     let app = Arc::new(app(proxy, threads));
     let (stopping, shutdown) = watch::channel(false);
-    let connections = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, client)) => {
-                let (app, shutdown) = (app.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    // A client that is gone already needs no answer.
-                    let _ = connection(&app, stream, client, shutdown).await;
-                });
+    // Ends those that wait for a request.
+    let silence = CancellationToken::new();
+    let spawn = |stream, client| {
+        let (app, shutdown, silence) = (app.clone(), shutdown.clone(), silence.clone());
+        connections.spawn(async move {
+            // A client that is gone already needs no answer.
+            let _ = connection(&app, stream, client, shutdown, &silence).await;
+        });
+    };
+    let (mut listener, mut accepting) = (Some(listener), false);
+    let grace = loop {
+        let now = *duty.borrow_and_update();
+        // From here on answers say that theirs is the last one on its connection.
+        stopping.send_replace(now != Duty::Accept);
+        match (now, &listener) {
+            (Duty::Stop(grace), _) => break grace,
+            (Duty::Accept, Some(listener)) => {
+                accepting = true;
+                tokio::select! {
+                    never = accept(listener, &spawn) => match never {},
+                    _ = duty.changed() => continue,
+                }
             }
+            (Duty::StandBy | Duty::Accept, _) => accepting = false,
+            (Duty::Leave, _) => (listener, accepting) = (None, false),
+        }
+        if duty.changed().await.is_err() {
+            break Duration::ZERO;
+        }
+    };
+    if let Some(listener) = listener.filter(|_| accepting) {
+        accept_queued(&listener, &spawn);
+    }
+    connections.close();
+    if timeout(grace.min(LAST_WORD), connections.wait()).await.is_ok() {
+        return;
+    }
+    silence.cancel();
+    app.proxy.http_cleanup().await;
+    if timeout(grace.saturating_sub(LAST_WORD), connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "still busy after the grace time, closing them");
+    }
+}
+
+async fn accept(listener: &TcpListener, spawn: &impl Fn(TcpStream, SocketAddr)) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => spawn(stream, client),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 // Out of file descriptors, as a rule: nothing tells when there are some again.
@@ -109,12 +164,22 @@ pub(crate) async fn serve(
             }
         }
     }
-    drop(listener);
-    connections.close();
-    stopping.send_replace(true);
-    app.proxy.http_cleanup().await;
-    if timeout(grace, connections.wait()).await.is_err() {
-        tracing::warn!(connections = connections.len(), "still busy after the grace time, closing them");
+}
+
+/// Whoever has connected already, too: closing the socket would reset them. Asks the kernel itself, which knows of
+/// connections that tokio has not been told of yet.
+fn accept_queued(listener: &TcpListener, spawn: &impl Fn(TcpStream, SocketAddr)) {
+    loop {
+        let stream = match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => std::net::TcpStream::from(socket),
+            Err(Errno::CONNABORTED | Errno::INTR) => continue,
+            Err(_) => return,
+        };
+        if let Ok(client) = stream.peer_addr()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            spawn(stream, client);
+        }
     }
 }
 
@@ -137,14 +202,15 @@ async fn connection(
     app: &Arc<App>,
     stream: TcpStream,
     client: SocketAddr,
-    mut shutdown: ShutdownWatch,
+    shutdown: ShutdownWatch,
+    silence: &CancellationToken,
 ) -> io::Result<()> {
     let mut first = [0; HTTP2.len()];
     let read = tokio::select! {
         // What has arrived is served, also when it is time to stop.
         biased;
         read = timeout(FIRST_BYTE_LIMIT, stream.peek(&mut first)) => read??,
-        _ = shutdown.wait_for(|stopping| *stopping) => 0,
+        () = silence.cancelled() => 0,
     };
     if read == 0 {
         return Ok(());

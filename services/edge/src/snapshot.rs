@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::routes::{Routes, Saved};
 
 /// Puts the snapshot's routes in force. A missing one is a first start; a broken one is given up,
@@ -14,9 +16,7 @@ pub(crate) fn load(path: &Path, routes: &Routes) {
     match read(path) {
         Ok(saved) => {
             let count = saved.len();
-            for Saved { key, revision, route } in saved {
-                routes.put(&key, revision, route);
-            }
+            restore(saved, routes);
             tracing::info!(routes = count, path = %path.display(), "routes restored from the snapshot");
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -26,12 +26,18 @@ pub(crate) fn load(path: &Path, routes: &Routes) {
     }
 }
 
-/// Writes every change of `routes` to `path`, for as long as it runs.
-pub(crate) async fn keep(path: PathBuf, routes: Arc<Routes>) {
+pub(crate) fn restore(saved: Vec<Saved>, routes: &Routes) {
+    for Saved { key, revision, route } in saved {
+        routes.put(&key, revision, route);
+    }
+}
+
+/// Writes every change of `routes` to `path`, until `stop`; what is being written then is finished.
+pub(crate) async fn keep(path: PathBuf, routes: Arc<Routes>, stop: CancellationToken) {
     let mut changes = routes.changes();
     // Whatever changed before this task began.
     changes.mark_changed();
-    while changes.changed().await.is_ok() {
+    while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
         let (path, saved) = (path.clone(), routes.saved());
         let written = tokio::task::spawn_blocking(move || write(&path, &saved)).await;
         if let Ok(Err(error)) = written {

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 use domain::traffic::{EDGES, EdgePresence, ROUTES, Route, status_subject};
 use eventlog::{Change, EventLog};
 use futures::StreamExt;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
 
 use crate::routes::{Put, Routes};
 
@@ -15,10 +18,36 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two tries to get at NATS.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Follows the routes and answers for this edge, for as long as it runs, however long NATS is away.
-pub(crate) async fn run(config: eventlog::Config, me: EdgePresence, routes: Arc<Routes>) {
+/// An answer that this takes longer for is not worth waiting for.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+
+/// As what this edge shows itself to the deployer. Two processes never use one id at the same time: who takes an answer
+/// for the whole truth would miss the other's.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) presence: EdgePresence,
+    /// Gone with this process: nobody takes it over.
+    pub(crate) temporary: bool,
+}
+
+/// How far it got.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Every route that NATS held is in force.
+    pub(crate) routes: bool,
+    /// The id under which questions are answered at present.
+    pub(crate) answers_as: Option<String>,
+}
+
+/// Follows the routes, and answers as what `identity` says, for as long as it runs, however long NATS is away.
+pub(crate) async fn run(
+    config: eventlog::Config,
+    routes: Arc<Routes>,
+    identity: watch::Receiver<Option<Identity>>,
+    reached: watch::Sender<Reached>,
+) {
     let log = connect(&config).await;
-    tokio::join!(follow(&log, &routes), present(&log, &me), answer(&log, &me.id, &routes));
+    tokio::join!(follow(&log, &routes, &reached), speak(&log, identity, &routes, &reached));
 }
 
 async fn connect(config: &eventlog::Config) -> EventLog {
@@ -36,7 +65,7 @@ async fn connect(config: &eventlog::Config) -> EventLog {
     }
 }
 
-async fn follow(log: &EventLog, routes: &Routes) {
+async fn follow(log: &EventLog, routes: &Routes, reached: &watch::Sender<Reached>) {
     loop {
         let bucket = log.bucket(ROUTES);
         let mut changes = pin!(bucket.watch());
@@ -53,7 +82,10 @@ async fn follow(log: &EventLog, routes: &Routes) {
                     routes.remove(&key);
                     seen.remove(&key);
                 }
-                Ok(Change::Ready) => routes.retain(&std::mem::take(&mut seen)),
+                Ok(Change::Ready) => {
+                    routes.retain(&std::mem::take(&mut seen));
+                    reached.send_modify(|reached| reached.routes = true);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "following the routes failed, beginning again");
                     break;
@@ -80,6 +112,33 @@ fn apply(routes: &Routes, key: &str, value: &[u8], revision: u64) {
     }
 }
 
+async fn speak(
+    log: &EventLog,
+    mut identity: watch::Receiver<Option<Identity>>,
+    routes: &Routes,
+    reached: &watch::Sender<Reached>,
+) {
+    loop {
+        let me = identity.borrow_and_update().clone();
+        let Some(Identity { presence, temporary }) = me else {
+            if identity.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        tokio::select! {
+            _ = async { tokio::join!(present(log, &presence), answer(log, &presence.id, routes, reached)) } => {}
+            changed = identity.changed() => if changed.is_err() { return },
+        }
+        if temporary {
+            // Else the deployer would wait for its answers until the entry expires.
+            let gone = timeout(FAREWELL_LIMIT, log.bucket(EDGES).delete(&presence.id, None)).await;
+            tracing::debug!(?gone, id = presence.id, "no longer present");
+        }
+        reached.send_modify(|reached| reached.answers_as = None);
+    }
+}
+
 async fn present(log: &EventLog, me: &EdgePresence) {
     let bucket = log.bucket(EDGES);
     let value = serde_json::to_vec(me).unwrap_or_default();
@@ -98,10 +157,11 @@ async fn present(log: &EventLog, me: &EdgePresence) {
     }
 }
 
-async fn answer(log: &EventLog, id: &str, routes: &Routes) {
+async fn answer(log: &EventLog, id: &str, routes: &Routes, reached: &watch::Sender<Reached>) {
     loop {
         match log.serve(&status_subject(id)).await {
             Ok(requests) => {
+                reached.send_modify(|reached| reached.answers_as = Some(id.to_owned()));
                 let mut requests = pin!(requests);
                 while let Some(request) = requests.next().await {
                     let status = serde_json::to_vec(&routes.status(id)).unwrap_or_default();

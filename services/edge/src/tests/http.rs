@@ -97,7 +97,7 @@ async fn on_stop_a_request_on_http2_finishes() {
     let url = format!("http://{HOST}:{}/slow/400", edge.address.port());
     let slow = tokio::spawn(client.get(url).send());
     until("it is in flight", || edge.in_flight() == 1).await;
-    edge.stop.cancel();
+    edge.stop();
     let answer = slow.await.expect("no panic").expect("an answer");
     assert_eq!(answer.status(), 200);
     timeout(Duration::from_secs(2), edge.serving).await.expect("it ends at once").expect("in order");
@@ -206,7 +206,7 @@ async fn on_stop_idle_connections_close_at_once_and_running_requests_finish() {
     idle.get("/").await;
     slow.send(&format!("GET /slow/500 HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
     until("the slow request is in flight", || edge.in_flight() == 1).await;
-    edge.stop.cancel();
+    edge.stop();
     assert_eq!(idle.rest().await, "");
     assert_eq!(silent.rest().await, "");
     assert!(TcpStream::connect(edge.address).await.is_err(), "no new connections");
@@ -224,7 +224,7 @@ async fn on_stop_a_websocket_lasts_as_long_as_the_grace_time() {
         .send(&format!("GET /socket HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
         .await;
     assert_eq!(socket.answer().await.status(), 101);
-    edge.stop.cancel();
+    edge.stop();
     timeout(Duration::from_secs(3), edge.serving).await.expect("it ends").expect("in order");
 }
 

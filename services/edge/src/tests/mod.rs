@@ -16,13 +16,18 @@ use domain::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::app::App;
-use crate::{listen, proxy::Proxy, routes::Routes};
+use crate::{
+    listen::{self, Duty},
+    proxy::Proxy,
+    routes::Routes,
+};
 
 const HOST: &str = "shop.test";
 const KEY: &str = "shop.prod";
@@ -33,7 +38,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct Edge {
     routes: Arc<Routes>,
     address: SocketAddr,
-    stop: CancellationToken,
+    duty: watch::Sender<Duty>,
+    grace: Duration,
     serving: JoinHandle<()>,
     _tasks: JoinSet<()>,
 }
@@ -47,12 +53,17 @@ impl Edge {
         let routes = Arc::new(Routes::new());
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let stop = CancellationToken::new();
+        let duty = watch::Sender::new(Duty::Accept);
+        let connections = TaskTracker::new();
         let proxy = Proxy { routes: routes.clone(), probe_token: TOKEN.into(), max_waiting: 3 };
-        let serving = tokio::spawn(listen::serve(listener, proxy, 2, stop.clone(), grace));
+        let serving = tokio::spawn(listen::serve(Arc::new(listener), proxy, 2, duty.subscribe(), connections));
         let mut tasks = JoinSet::new();
         tasks.spawn(routes.clone().enforce_deadlines());
-        Edge { routes, address, stop, serving, _tasks: tasks }
+        Edge { routes, address, duty, grace, serving, _tasks: tasks }
+    }
+
+    fn stop(&self) {
+        self.duty.send_replace(Duty::Stop(self.grace));
     }
 
     /// An edge with one application behind [`HOST`].
