@@ -2,18 +2,20 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use domain::Span;
 use eventlog::{ConnectError, EventLog};
 use runtime::env;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Globals, readmodels};
+use crate::cli::{self, Globals, readmodels};
 
 #[derive(Subcommand)]
 pub(crate) enum Role {
@@ -28,8 +30,11 @@ pub(crate) enum Role {
     },
     /// Run the deployer of this node only
     Deployer,
-    /// Run the reverse proxy only
-    Edge,
+    /// Run the reverse proxy only, or replace the one that runs
+    Edge {
+        #[command(subcommand)]
+        command: Option<cli::edge::Command>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -49,7 +54,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 pub(crate) fn main(role: Role, globals: &Globals) -> ExitCode {
     let ended = match role {
-        Role::Edge => edge(),
+        Role::Edge { command: Some(command) } => return cli::edge::main(command, globals),
+        Role::Edge { command: None } => edge(),
         Role::Up | Role::Api | Role::Projector { .. } | Role::Deployer => in_runtime(role, globals),
     };
     match ended {
@@ -66,7 +72,9 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
     let mut builder = match role {
         // Children are tied to the life of the thread that starts them: there must be only one.
         Role::Up => tokio::runtime::Builder::new_current_thread(),
-        Role::Api | Role::Projector { .. } | Role::Deployer | Role::Edge => tokio::runtime::Builder::new_multi_thread(),
+        Role::Api | Role::Projector { .. } | Role::Deployer | Role::Edge { .. } => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
     };
     let runtime = builder.worker_threads(2).enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
@@ -76,7 +84,7 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
             Role::Projector { command: None } => projector().await,
             Role::Projector { command: Some(command) } => maintain(command, globals).await,
             Role::Deployer => deployer().await,
-            Role::Edge => Ok(()),
+            Role::Edge { .. } => Ok(()),
         }
     });
     // Watching standard input blocks a thread that never comes back.
@@ -111,6 +119,7 @@ async fn deployer() -> Result<()> {
         node,
         docker: env::optional("DOCKER_HOST"),
         concurrency: env::parse("DEPLOYER_CONCURRENCY", 4)?,
+        deadlines: deployer::Deadlines::default(),
     };
     let log = connect("deployer", &shutdown).await?;
     deployer::run(config, log, shutdown).await
@@ -119,11 +128,29 @@ async fn deployer() -> Result<()> {
 /// Needs nobody else to start: it serves from its snapshot until the rest is there.
 fn edge() -> Result<()> {
     runtime::telemetry::init()?;
-    let snapshot = env::data_dir()?.join("edge/routes.json");
-    let mut config = edge::Config::new(snapshot, log_config("edge")?);
+    let data = env::data_dir()?;
+    let mut config = edge::Config::new(data.join("edge/routes.json"), log_config("edge")?);
     config.listen = edge_listen()?;
     config.id = env::parse("NODE", config.id)?;
+    config.grace = edge_drain()?;
+    config.control = Some(edge_control(&data));
+    config.pid_file = Some(edge_pid(&data));
     edge::run(config)
+}
+
+/// Where an edge takes commands.
+pub(crate) fn edge_control(data: &Path) -> PathBuf {
+    data.join("edge/control")
+}
+
+/// Which process is the edge.
+pub(crate) fn edge_pid(data: &Path) -> PathBuf {
+    data.join("edge.pid")
+}
+
+/// How long what is open on an edge may last once it stops or is replaced.
+pub(crate) fn edge_drain() -> Result<Duration> {
+    Ok(env::parse("EDGE_DRAIN", Span::secs(30))?.duration())
 }
 
 /// Rebuild and checksum, from the command line.

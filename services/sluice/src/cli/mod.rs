@@ -3,6 +3,7 @@
 mod declaration;
 mod deploy;
 mod deployments;
+pub(crate) mod edge;
 mod events;
 pub(crate) mod exit;
 mod health;
@@ -89,13 +90,18 @@ impl std::fmt::Display for Target {
 
 /// Runs one client command. `whole` is the command line that completions are made for.
 pub(crate) fn main(globals: Globals, command: Command, whole: clap::Command) -> ExitCode {
+    run_to_end(&globals, async |ui| run(command, whole, ui).await)
+}
+
+/// Runs `work` and says how it failed, where it did.
+fn run_to_end(globals: &Globals, work: impl AsyncFnOnce(&Ui) -> Result<Code, Failure>) -> ExitCode {
     let ui = Ui::new(globals.json);
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Code::Failed, "runtime", format!("cannot start: {error}")))
         .and_then(|runtime| {
-            let ended = runtime.block_on(run(command, whole, &ui));
+            let ended = runtime.block_on(work(&ui));
             // A read of standard input may still hang; nobody waits for it.
             runtime.shutdown_background();
             ended

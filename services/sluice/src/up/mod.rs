@@ -19,6 +19,8 @@ use crate::roles;
 
 /// From the first child to a healthy API.
 const START_LIMIT: Duration = Duration::from_secs(90);
+/// For a role, beyond the time that it gives its own work.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs until a signal; `Ok` when everything has been stopped in order.
@@ -50,7 +52,7 @@ async fn start(
 ) -> Result<()> {
     roles::require_free("API_LISTEN", roles::api_listen()?)?;
     let program = std::env::current_exe().context("finding the sluice binary")?;
-    if !supervise::survived(&role_spec("edge", &program, &[], data)) {
+    if !supervise::survived(&role_spec("edge", &program, &[], data)?) {
         roles::require_free("EDGE_LISTEN", roles::edge_listen()?)?;
     }
     let nats_url = match runtime::env::optional("NATS_URL") {
@@ -88,19 +90,19 @@ async fn start(
         ("api", vec![nats, database, token]),
     ];
     for (role, env) in roles {
-        children.push(supervise(role_spec(role, &program, &env, data))?);
+        children.push(supervise(role_spec(role, &program, &env, data)?)?);
     }
     healthy(&api, shutdown).await
 }
 
-fn role_spec(role: &'static str, program: &Path, env: &[(&'static str, OsString)], data: &DataDir) -> Spec {
+fn role_spec(role: &'static str, program: &Path, env: &[(&'static str, OsString)], data: &DataDir) -> Result<Spec> {
     let survives = role == "edge";
     let mut env = env.to_vec();
     env.push(("DATA_DIR", data.root().into()));
     if !survives {
         env.push(("SUPERVISED", "1".into()));
     }
-    Spec {
+    Ok(Spec {
         name: role,
         program: program.into(),
         args: vec![role.into()],
@@ -108,10 +110,10 @@ fn role_spec(role: &'static str, program: &Path, env: &[(&'static str, OsString)
         // The edge writes to a file of its own: our terminal may be gone before it is.
         output: survives.then(|| data.path("edge.log")),
         stop: Signal::TERM,
-        grace: Duration::from_secs(45),
+        grace: STOP_MARGIN + if survives { roles::edge_drain()? } else { Duration::from_secs(30) },
         tied: !survives,
-        pid_file: survives.then(|| data.path("edge.pid")),
-    }
+        pid_file: survives.then(|| roles::edge_pid(data.root())),
+    })
 }
 
 /// Waits until the API answers and finds NATS, PostgreSQL and the projector well. Docker may be

@@ -1,18 +1,24 @@
 //! Child processes: started, watched, started again when they die, and stopped in order.
 //!
-//! A child with a `pid_file` may outlive us; the next supervisor finds it there and adopts it.
+//! A child with a pid file may outlive us; the next supervisor finds it there and adopts it. Such a child may also hand
+//! over to another process, which writes itself into the file: then that one is watched in its place, and the one
+//! before ends when it is done.
 
 use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid},
+};
 use tokio::{
     process::{Child, ChildStdin, Command},
     task::JoinHandle,
@@ -33,7 +39,7 @@ pub(super) struct Spec {
     pub(super) grace: Duration,
     /// Ends by itself when we die: it holds the other end of a pipe.
     pub(super) tied: bool,
-    /// Lives on when we die, and is found again by its process id in this file.
+    /// Lives on when we die, and names itself in this file as soon as it serves.
     pub(super) pid_file: Option<PathBuf>,
 }
 
@@ -44,19 +50,20 @@ pub(super) struct Supervised {
     task: JoinHandle<()>,
 }
 
+/// Before a child that died right after its start is started again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A child that lived this long was healthy: the next pause is short again.
-const SETTLED: Duration = Duration::from_secs(30);
-/// How often an adopted process, which cannot be waited for, is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// A child that lived this long did not die of its start: another is started at once.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How often is looked whether a child has handed over, or an adopted one has ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Starts the child, or adopts the one that still runs; an error means that it could not be started.
 pub(super) fn supervise(spec: Spec) -> Result<Supervised> {
     let first = match still_running(&spec) {
-        Some(pid) => {
-            tracing::info!(child = spec.name, pid = pid.as_raw_pid(), "still runs; adopting it");
-            Process::Adopted(pid)
+        Some(adopted) => {
+            tracing::info!(child = spec.name, pid = ?adopted.pid(), "still runs; adopting it");
+            adopted
         }
         None => spawn(&spec)?,
     };
@@ -87,41 +94,64 @@ enum Process {
         /// Kept open as long as we live: its end is how a tied child learns of ours.
         _tie: Option<ChildStdin>,
     },
-    Adopted(Pid),
+    /// Started by another: watched by a descriptor that never means a later process of the same number.
+    Adopted { pid: Pid, descriptor: OwnedFd },
 }
 
 impl Process {
+    fn pid(&self) -> Option<Pid> {
+        match self {
+            Self::Ours { child, .. } => child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw),
+            Self::Adopted { pid, .. } => Some(*pid),
+        }
+    }
+
     async fn ended(&mut self) -> io::Result<String> {
         match self {
             Self::Ours { child, .. } => Ok(child.wait().await?.to_string()),
-            Self::Adopted(pid) => {
-                while test_kill_process(*pid).is_ok() {
+            Self::Adopted { descriptor, .. } => {
+                while !has_ended(descriptor)? {
                     sleep(LOOK).await;
                 }
+                // Where its parent died and we are the first process of a container, it has become ours to reap.
+                let reaped = waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+                tracing::debug!(?reaped, "an adopted process ended");
                 Ok("gone".to_owned())
             }
         }
     }
 
     fn signal(&self, name: &str, signal: Signal) {
-        let pid = match self {
-            Self::Ours { child, .. } => child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw),
-            Self::Adopted(pid) => Some(*pid),
+        let sent = match self {
+            Self::Ours { .. } => match self.pid() {
+                Some(pid) => kill_process(pid, signal),
+                None => return,
+            },
+            Self::Adopted { descriptor, .. } => pidfd_send_signal(descriptor, signal),
         };
-        let Some(pid) = pid else { return };
-        if let Err(error) = kill_process(pid, signal) {
+        if let Err(error) = sent {
             tracing::warn!(child = name, %error, "could not be signalled");
         }
     }
 }
 
+fn has_ended(descriptor: &OwnedFd) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&Timespec::default()))? > 0)
+}
+
 /// The process of the pid file, if it is what `spec` would start and not another that got its number.
-fn still_running(spec: &Spec) -> Option<Pid> {
-    let pid = fs::read_to_string(spec.pid_file.as_ref()?).ok()?.trim().parse().ok().and_then(Pid::from_raw)?;
+fn still_running(spec: &Spec) -> Option<Process> {
+    let pid = named(spec)?;
+    // First the descriptor: from then on the number cannot come to mean another process.
+    let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     let command_line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).ok()?;
-    let ours =
-        spec.args.iter().all(|arg| command_line.split(|byte| *byte == 0).any(|part| part == arg.as_encoded_bytes()));
-    ours.then_some(pid)
+    let mut words = command_line.split(|byte| *byte == 0).skip(1);
+    let ours = spec.args.iter().all(|arg| words.next() == Some(arg.as_encoded_bytes())) && words.all(<[u8]>::is_empty);
+    ours.then_some(Process::Adopted { pid, descriptor })
+}
+
+fn named(spec: &Spec) -> Option<Pid> {
+    fs::read_to_string(spec.pid_file.as_ref()?).ok()?.trim().parse().ok().and_then(Pid::from_raw)
 }
 
 fn spawn(spec: &Spec) -> Result<Process> {
@@ -130,59 +160,130 @@ fn spawn(spec: &Spec) -> Result<Process> {
     // A group of its own: a Ctrl-C in the terminal reaches us alone, and we stop the others in order.
     command.process_group(0).current_dir("/").stdin(if spec.tied { Stdio::piped() } else { Stdio::null() });
     if let Some(path) = &spec.output {
-        let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        // Where one process hands over to another, both write to it.
+        let mut file = File::options();
+        match &spec.pid_file {
+            Some(_) => file.append(true),
+            None => file.write(true).truncate(true),
+        };
+        let file = file.create(true).open(path).with_context(|| format!("creating {}", path.display()))?;
         command.stdout(file.try_clone()?).stderr(file);
     }
     let mut child =
         command.spawn().with_context(|| format!("starting {} ({})", spec.name, spec.program.to_string_lossy()))?;
-    if let (Some(path), Some(pid)) = (&spec.pid_file, child.id()) {
-        runtime::files::replace(path, pid.to_string().as_bytes(), 0o600)
-            .with_context(|| format!("writing {}", path.display()))?;
-    }
     // Waiting for a child closes its standard input, unless it is held elsewhere.
     let tie = child.stdin.take();
     Ok(Process::Ours { child: Box::new(child), _tie: tie })
 }
 
 async fn keep_alive(spec: Spec, mut process: Process, stopping: CancellationToken) {
+    // Those that have handed over and serve on what they have.
+    let mut leaving: Vec<Process> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        tokio::select! {
-            ended = process.ended() => match ended {
-                Ok(status) => tracing::error!(child = spec.name, %status, "ended by itself; starting it again"),
-                Err(error) => tracing::error!(child = spec.name, %error, "cannot be waited for; starting it again"),
-            },
-            () = stopping.cancelled() => return end(&spec, process).await,
-        }
-        if started.elapsed() > SETTLED {
-            pause = FIRST_PAUSE;
-        }
-        process = loop {
-            tokio::select! {
-                () = sleep(pause) => {}
-                () = stopping.cancelled() => return,
+        let pid = process.pid();
+        let ended = tokio::select! {
+            ended = process.ended() => ended,
+            next = handed_over(&spec, pid, &mut leaving) => {
+                tracing::info!(child = spec.name, pid = ?next.pid(), "handed over to another process; following it");
+                leaving.push(std::mem::replace(&mut process, next));
+                continue;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            () = stopping.cancelled() => {
+                leaving.push(process);
+                break;
+            }
+        };
+        if let Some(next) = successor(&spec, &mut leaving) {
+            tracing::info!(child = spec.name, pid = ?next.pid(), "ended, and another process serves; following it");
+            process = next;
+            continue;
+        }
+        match ended {
+            Ok(status) => tracing::error!(child = spec.name, %status, "ended by itself; starting it again"),
+            Err(error) => tracing::error!(child = spec.name, %error, "cannot be waited for; starting it again"),
+        }
+        // One that has handed over takes back when its successor dies: it is to have the time.
+        let mut wait = if started.elapsed() < SETTLED {
+            pause
+        } else {
+            pause = FIRST_PAUSE;
+            if leaving.is_empty() { Duration::ZERO } else { FIRST_PAUSE }
+        };
+        let next = loop {
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = stopping.cancelled() => break None,
+            }
+            if !wait.is_zero() {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            wait = pause;
+            if let Some(next) = successor(&spec, &mut leaving) {
+                break Some(next);
+            }
             match spawn(&spec) {
-                Ok(process) => break process,
+                Ok(process) => break Some(process),
                 Err(error) => tracing::error!(child = spec.name, error = format!("{error:#}"), "trying again"),
             }
         };
+        match next {
+            Some(next) => process = next,
+            None => break,
+        }
+    }
+    end(&spec, leaving).await;
+}
+
+/// The process that serves in place of one that has ended: one that took back, or another.
+fn successor(spec: &Spec, leaving: &mut Vec<Process>) -> Option<Process> {
+    let named = still_running(spec)?;
+    match leaving.iter().position(|process| process.pid() == named.pid()) {
+        Some(known) => Some(leaving.swap_remove(known)),
+        None => Some(named),
     }
 }
 
-async fn end(spec: &Spec, mut process: Process) {
-    process.signal(spec.name, spec.stop);
-    if timeout(spec.grace, process.ended()).await.is_err() {
-        tracing::warn!(child = spec.name, "did not end in time; killing it");
-        process.signal(spec.name, Signal::KILL);
+/// Waits until the pid file names another process than `pid`. Those that have left meanwhile are forgotten.
+async fn handed_over(spec: &Spec, pid: Option<Pid>, leaving: &mut Vec<Process>) -> Process {
+    if spec.pid_file.is_none() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(LOOK).await;
+        let mut index = 0;
+        while let Some(process) = leaving.get_mut(index) {
+            match timeout(Duration::ZERO, process.ended()).await {
+                Ok(_) => drop(leaving.swap_remove(index)),
+                Err(_) => index += 1,
+            }
+        }
+        if named(spec) != pid
+            && let Some(next) = successor(spec, leaving)
+        {
+            return next;
+        }
+    }
+}
+
+/// Ends them all, the last one first.
+async fn end(spec: &Spec, mut processes: Vec<Process>) {
+    for process in &processes {
+        process.signal(spec.name, spec.stop);
+    }
+    while let Some(mut process) = processes.pop() {
         if timeout(spec.grace, process.ended()).await.is_err() {
-            tracing::error!(child = spec.name, "outlives SIGKILL; giving up on it");
+            tracing::warn!(child = spec.name, "did not end in time; killing it");
+            process.signal(spec.name, Signal::KILL);
+            if timeout(spec.grace, process.ended()).await.is_err() {
+                tracing::error!(child = spec.name, "outlives SIGKILL; giving up on it");
+            }
         }
     }
     if let Some(path) = &spec.pid_file
         && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(child = spec.name, %error, "its pid file could not be removed");
     }
