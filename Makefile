@@ -8,7 +8,7 @@ SAMPLE_PROFILE := dev
 WITH_SERVICES := $(TARGET)/debug/with-services
 
 .DEFAULT_GOAL := help
-.PHONY: help up hello test demo check fmt sqlx snapshots tools sample-app with-services clean-tools
+.PHONY: help up hello test demo bench check fmt sqlx snapshots tools sample-app with-services clean-tools
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -33,6 +33,13 @@ demo: sample-app ## Deploy under load and count the failed requests (writes targ
 	cargo build --locked --release -p sluice
 	cargo build --locked --release -p testkit --features sample-app --bin demo
 	@scripts/with-engine $(TARGET)/release/demo $(TARGET)/release/sluice
+
+bench: SAMPLE_PROFILE := release
+bench: sample-app ## Measure beside the peers, all or MEASURES=".." in ROUNDS=5 (writes target/report/bench.json)
+	@scripts/install build nats postgres dockerd registry peers
+	cargo build --locked --release -p sluice
+	cargo build --locked --release -p bench
+	@exec env ROUNDS=$(or $(ROUNDS),5) scripts/with-engine $(TARGET)/release/bench $(TARGET)/release/sluice $(MEASURES)
 
 check: with-services ## Formatting, lints, query snapshots, dependencies
 	@scripts/install build postgres checkers
