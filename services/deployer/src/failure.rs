@@ -60,6 +60,9 @@ impl From<Problem> for StepError {
 
 impl From<EngineError> for StepError {
     fn from(error: EngineError) -> Self {
+        if let EngineError::Fenced { .. } = error {
+            return Self::Fenced;
+        }
         let transient = error.is_transient();
         let problem = engine(&error);
         if transient { Self::Transient(problem) } else { Self::Failed(problem) }
@@ -93,6 +96,14 @@ impl From<eventlog::Error> for StepError {
     }
 }
 
+/// What an error of the event log means, whoever met it.
+pub(crate) fn log(error: eventlog::Error) -> Problem {
+    match StepError::from(error) {
+        StepError::Transient(problem) | StepError::Failed(problem) => problem,
+        StepError::Fenced => Problem::new("internal", "fenced", "try again"),
+    }
+}
+
 /// Errors of the engine itself, whatever it was asked.
 pub(crate) fn engine(error: &EngineError) -> Problem {
     let message = chain(error);
@@ -102,6 +113,9 @@ pub(crate) fn engine(error: &EngineError) -> Problem {
             message,
             "check that Docker runs on the node (`docker info`) and that the deployer may use its socket",
         ),
+        EngineError::Unsure { .. } | EngineError::Fenced { .. } => {
+            Problem::new("event_log", message, "check that NATS runs and has disk space left")
+        }
         EngineError::TooOld { .. } => {
             Problem::new("engine_too_old", message, "upgrade Docker on the node to 20.10 or later")
         }
@@ -206,6 +220,18 @@ pub(crate) fn registry(error: &EngineError, reference: &str, registry: &str) -> 
         "registry_error",
         format!("{registry} could not give {reference}: {said}"),
         format!("the message is the registry's own; `docker pull {reference}` on the node shows the same"),
+    )
+}
+
+/// A registry that took a question and went silent. Not worth another try within the same step: it may take as long
+/// again.
+pub(crate) fn registry_silent(reference: &str, registry: &str, limit: Duration) -> Problem {
+    Problem::new(
+        "registry_unreachable",
+        format!("{registry} has sent nothing of {reference} for {}s", limit.as_secs_f32()),
+        format!(
+            "check that registry and the way to it (`docker pull {reference}` on the node hangs too), then try again"
+        ),
     )
 }
 

@@ -241,6 +241,8 @@ async fn run_command(
             Ok(Err(format!("the image's HEALTHCHECK ended with {code}: {last}")))
         }
         Err(EngineError::Deadline { .. }) => {
+            // Where the engine hangs, nothing was learnt of the container.
+            job.engine.version().await?;
             Ok(Err(format!("the image's HEALTHCHECK in {name} was not done within {}ms", limit.as_millis())))
         }
         // It ended in between, which its own watcher notices with the better words.

@@ -7,6 +7,7 @@
 //! Must never import: another service, SQL, or the HTTP API. What comes next in a rollout is decided
 //! in `domain`, never here.
 
+mod deadlines;
 mod docker;
 mod edges;
 mod failure;
@@ -28,6 +29,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use deadlines::Deadlines;
+
 use crate::{docker::Engine, edges::Edges};
 
 /// What one deployer needs to know.
@@ -41,6 +44,7 @@ pub struct Config {
     pub concurrency: usize,
     /// Names this process among all that ever worked on this node.
     pub worker: String,
+    pub deadlines: Deadlines,
 }
 
 /// What every part of the deployer shares.
@@ -53,6 +57,7 @@ pub(crate) struct Node {
     pub(crate) edges: Edges,
     /// For health probes and for confirming a switch: follows no redirect, uses no proxy.
     pub(crate) http: reqwest::Client,
+    pub(crate) deadlines: Deadlines,
 }
 
 impl Node {
@@ -67,7 +72,7 @@ impl Node {
 }
 
 /// A stage's place in the log and on the node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place {
     pub(crate) project: Slug,
     pub(crate) stage: Slug,
@@ -100,7 +105,8 @@ pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> 
     let (edges, watching) = edges::watch(log.clone());
     let node = Arc::new(Node {
         installation: log.installation(),
-        engine: Engine::new(config.docker),
+        engine: Engine::new(config.docker, config.deadlines.clone()),
+        deadlines: config.deadlines,
         name: config.node,
         worker: config.worker,
         log,

@@ -10,8 +10,8 @@ use std::{
 
 use bollard::container::LogOutput;
 use chrono::{DateTime, Utc};
-use eventlog::{LogFilter, LogLine, LogRef, LogStream};
-use futures::{StreamExt, TryStreamExt};
+use eventlog::{LogLine, LogRef, LogStream};
+use futures::TryStreamExt;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{
@@ -86,6 +86,13 @@ impl Followers {
         self.following.insert(container.id.clone(), (task, after));
     }
 
+    /// Follows `container` unless that is done already.
+    pub(crate) async fn keep_following(&mut self, container: &Container) {
+        if self.following.get(&container.id).is_none_or(|(task, _)| task.is_finished()) {
+            self.follow(container).await;
+        }
+    }
+
     /// Whose containers are gone need no memory.
     pub(crate) fn retain(&mut self, containers: &[Container]) {
         self.following.retain(|id, (task, _)| !task.is_finished() || containers.iter().any(|c| c.id == *id));
@@ -137,14 +144,11 @@ fn reference(container: &Container) -> LogRef {
 
 /// When the last line of `container` that an earlier process copied was written, in nanoseconds.
 async fn last_kept(node: &Node, container: &Container) -> i64 {
-    let LogRef { project, stage, deployment, source } = reference(container);
-    let filter = LogFilter { project, stage, deployment: Some(deployment) };
-    let kept = node.log.logs().read(filter, usize::MAX, false);
-    let times = kept.filter_map(|entry| {
-        let time = entry.ok().filter(|entry| entry.source == source).and_then(|e| e.line.time.timestamp_nanos_opt());
-        std::future::ready(time)
+    let last = node.log.logs().last(&reference(container)).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, container = container.name, "some of its output may be kept twice");
+        None
     });
-    times.fold(0, |last, time| std::future::ready(last.max(time))).await
+    last.and_then(|time| time.timestamp_nanos_opt()).unwrap_or_default()
 }
 
 #[cfg(test)]

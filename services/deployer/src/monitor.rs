@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bollard::models::EventMessage;
 use domain::stage::{Command, Observed};
 use eventlog::ExecuteError;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use uuid::Uuid;
 
 use crate::{
@@ -37,7 +37,7 @@ pub(crate) async fn run(node: Arc<Node>) -> anyhow::Result<()> {
             tracing::warn!(error = chain(&error), "the Docker engine is away; trying again");
             pause = FIRST_PAUSE;
         }
-        node.engine.forget().await;
+        node.engine.forget();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -45,26 +45,31 @@ pub(crate) async fn run(node: Arc<Node>) -> anyhow::Result<()> {
 
 /// Follows the engine until it goes away.
 async fn session(
-    node: &Node,
+    node: &Arc<Node>,
     since: &mut i64,
     followers: &mut Followers,
 ) -> Result<std::convert::Infallible, EngineError> {
     node.engine.version().await?;
     let owner = node.labels();
     let mut events = std::pin::pin!(node.engine.events(owner.all(), *since).await?);
-    // Whatever was missed before the events began to flow.
-    let mut sweeping = std::pin::pin!(sweep(node));
-    let mut swept = false;
+    // At once, for what was missed before the events began to flow; later, for what nobody has told.
+    let mut sweeps = std::pin::pin!(sweeps(node));
+    let mut first = true;
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
         tokio::select! {
-            () = &mut sweeping, if !swept => {
-                swept = true;
+            Some(()) = sweeps.next() => {
                 let containers = node.engine.containers(owner, owner.all()).await?;
                 followers.retain(&containers);
                 for container in containers.iter().filter(|container| container.running) {
-                    followers.follow(container).await;
+                    if first {
+                        // What was followed before may hang with the engine's former self.
+                        followers.follow(container).await;
+                    } else {
+                        followers.keep_following(container).await;
+                    }
                 }
+                first = false;
             }
             event = events.next() => {
                 let Some(event) = event.transpose()? else {
@@ -81,8 +86,17 @@ async fn session(
     }
 }
 
+/// One item after each sweep; never ends.
+fn sweeps(node: &Arc<Node>) -> impl Stream<Item = ()> {
+    futures::stream::unfold(Duration::ZERO, async |pause| {
+        tokio::time::sleep(pause).await;
+        sweep(node).await;
+        Some(((), node.deadlines.sweep))
+    })
+}
+
 /// Until it has come to its end once.
-async fn sweep(node: &Node) {
+async fn sweep(node: &Arc<Node>) {
     let mut pause = FIRST_PAUSE;
     while let Err(problem) = sweep::node(node).await {
         tracing::warn!(problem = problem.message, "looking after containers was interrupted; trying again");

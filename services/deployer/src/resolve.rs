@@ -1,6 +1,6 @@
 //! Answers to questions about the node: what bytes a reference means, and whether Docker is well.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bollard::auth::DockerCredentials;
 use domain::{
@@ -11,47 +11,42 @@ use domain::{
 };
 use eventlog::{EventLog, Request};
 use futures::StreamExt;
-use tokio::task::JoinSet;
 
 use crate::{
     Node,
-    docker::{LocalImage, Version},
+    docker::{EngineError, LocalImage, Version},
     failure::{self, Problem, StepError},
 };
 
-/// Questions that are worked on at the same time; further ones wait.
+/// References that are resolved at the same time, and questions of health that are; further ones wait.
 const AT_ONCE: usize = 16;
+/// Who asks waits half a minute.
+const ANSWER: Duration = Duration::from_secs(25);
 
 pub(crate) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
-    enum Question {
-        Resolve(Request),
-        Health(Request),
-    }
-    let resolve = node.log.serve(&node::resolve_subject(&node.name)).await?.map(Question::Resolve);
-    let health = node.log.serve(&node::health_subject(&node.name)).await?.map(Question::Health);
-    let mut questions = std::pin::pin!(futures::stream::select(resolve, health));
-    let mut answering = JoinSet::new();
-    while let Some(question) = questions.next().await {
-        if answering.len() >= AT_ONCE {
-            answering.join_next().await;
-        }
-        while answering.try_join_next().is_some() {}
+    let resolve = node.log.serve(&node::resolve_subject(&node.name)).await?;
+    let health = node.log.serve(&node::health_subject(&node.name)).await?;
+    // Apart from each other: a registry that hangs must not make the node look ill.
+    let resolving = resolve.for_each_concurrent(AT_ONCE, |request| {
         let node = node.clone();
-        answering.spawn(async move {
-            let (request, answer) = match question {
-                Question::Resolve(request) => {
-                    let answer = answer(&node, &request.payload).await;
-                    (request, serde_json::to_vec(&answer))
-                }
-                Question::Health(request) => (request, serde_json::to_vec(&well(&node).await)),
-            };
-            // Texts always become JSON; who asked may have gone.
-            if let Err(error) = request.reply(answer.unwrap_or_default()).await {
-                tracing::debug!(%error, "a question about the node was not answered");
-            }
-        });
-    }
+        async move {
+            let answer = answer(&node, &request.payload).await;
+            reply(request, serde_json::to_vec(&answer)).await;
+        }
+    });
+    let looking = health.for_each_concurrent(AT_ONCE, |request| {
+        let node = node.clone();
+        async move { reply(request, serde_json::to_vec(&well(&node).await)).await }
+    });
+    tokio::join!(resolving, looking);
     Ok(())
+}
+
+async fn reply(request: Request, answer: serde_json::Result<Vec<u8>>) {
+    // Texts always become JSON; who asked may have gone.
+    if let Err(error) = request.reply(answer.unwrap_or_default()).await {
+        tracing::debug!(%error, "a question about the node was not answered");
+    }
 }
 
 async fn well(node: &Node) -> NodeHealth {
@@ -65,7 +60,12 @@ async fn answer(node: &Node, question: &[u8]) -> Resolved {
     let asked: Resolve = serde_json::from_slice(question)
         .map_err(|error| Problem::new("bad_request", error.to_string(), "ask with {\"reference\": \"repository:tag\"}"))
         .map_err(said)?;
-    resolve(node, &asked.reference).await.map_err(|error| match error {
+    let resolved = tokio::time::timeout(ANSWER, resolve(node, &asked.reference)).await;
+    let late = || {
+        let message = format!("{} could not be looked up within {}s", asked.reference, ANSWER.as_secs());
+        Problem::new("engine_unavailable", message, "look at the node's load (`docker info`), then try again")
+    };
+    resolved.unwrap_or_else(|_| Err(late().into())).map_err(|error| match error {
         StepError::Failed(problem) | StepError::Transient(problem) => said(problem),
         StepError::Fenced => said(Problem::new("internal", "fenced", "try again")),
     })
@@ -123,6 +123,11 @@ async fn resolve(node: &Node, text: &str) -> Result<Image, StepError> {
                 };
                 let digest = found.descriptor.digest.ok_or_else(nothing)?;
                 return Ok(Image { requested: text.into(), digest, source: Source::Registry });
+            }
+            Err(EngineError::Deadline { limit, .. }) => {
+                // Either the engine hangs, or it does not and the registry does.
+                node.engine.version().await?;
+                Some(failure::registry_silent(text, registry, limit))
             }
             Err(error) if error.is_transient() => return Err(error.into()),
             Err(error) => Some(failure::registry(&error, text, registry)),

@@ -1,9 +1,14 @@
 //! Setting right what an outage left behind: containers that should run and do not, that run and
 //! should not, and that nobody knows any more.
 
-use std::collections::HashSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use domain::stage::{Keep, Stage};
+use domain::{
+    DeploymentId,
+    stage::{Keep, Stage},
+    traffic::ROUTES,
+};
+use futures::FutureExt;
 
 use crate::{
     Node, Place,
@@ -20,52 +25,76 @@ struct Plan {
     remove: Vec<Container>,
 }
 
-/// Goes over every stage that has a container on this node. Fails where engine or event log went away:
-/// then it has to be done again.
-pub(crate) async fn node(node: &Node) -> Result<(), Problem> {
+/// Goes over every stage that has a container or a route. Fails where engine or event log went away: then it has to
+/// be done again.
+pub(crate) async fn node(node: &Arc<Node>) -> Result<(), Problem> {
     let owner = node.labels();
     let containers = match node.engine.containers(owner, owner.all()).await {
         Ok(containers) => containers,
         Err(error) => return Err(failure::engine(&error)),
     };
-    let stages: HashSet<Place> = containers.into_iter().map(|container| container.labels.place).collect();
+    let mut stages: BTreeSet<Place> = containers.into_iter().map(|container| container.labels.place).collect();
+    match node.log.bucket(ROUTES).keys().await {
+        Ok(keys) => stages.extend(keys.iter().filter_map(|key| {
+            let (project, stage) = key.split_once('.')?;
+            Some(Place { project: project.parse().ok()?, stage: stage.parse().ok()? })
+        })),
+        Err(error) => return Err(failure::log(error)),
+    }
     for place in stages {
-        match stage(node, &place).await {
-            Ok(()) | Err(StepError::Fenced) => {}
-            Err(StepError::Transient(problem)) => return Err(problem),
+        let limit = node.deadlines.pull;
+        match tokio::time::timeout(limit, stage(node, &place)).await {
+            Ok(Ok(()) | Err(StepError::Fenced)) => {}
+            Ok(Err(StepError::Transient(problem))) => return Err(problem),
             // One stage's trouble is not the others'.
-            Err(StepError::Failed(problem)) => {
+            Ok(Err(StepError::Failed(problem))) => {
                 tracing::warn!(%place, problem = problem.message, "looking after a stage's containers failed");
             }
+            Err(_) => tracing::warn!(%place, "looking after a stage's containers took too long"),
         }
     }
     Ok(())
 }
 
-async fn stage(node: &Node, place: &Place) -> Result<(), StepError> {
+async fn stage(node: &Arc<Node>, place: &Place) -> Result<(), StepError> {
     steps::tidy(node, place, None).await?;
+    steps::complete(node, place).await?;
     steps::refresh_route(node, place).await
+}
+
+/// An engine whose changes are made only as long as the stage wants `keep` of `deployment`: what a sweep was about to
+/// do may be wrong by the time it does it.
+pub(crate) fn while_kept(node: &Node, place: &Place, deployment: DeploymentId, keep: Keep) -> Engine {
+    let (log, key) = (node.log.clone(), place.key());
+    node.engine.guarded(Arc::new(move || {
+        let (log, key) = (log.clone(), key.clone());
+        async move { Ok(log.fold(&key).await?.state.keeps(deployment) == keep) }.boxed()
+    }))
 }
 
 /// Brings `containers` to what `stage` wants of them; returns the images of those it removed.
 pub(crate) async fn settle(
-    engine: &Engine,
+    node: &Node,
+    place: &Place,
     stage: &Stage,
     containers: Vec<Container>,
 ) -> Result<Vec<String>, StepError> {
     let Plan { start, stop, remove } = plan(stage, containers);
     for container in &start {
         tracing::info!(container = container.name, "starting a container of the current release");
+        let engine = while_kept(node, place, container.labels.deployment, Keep::Running);
         engine.start(&container.id).await?;
         engine.set_restart(&container.id, true).await?;
     }
     let grace = stage.current.as_ref().map_or(ORPHAN_GRACE, |current| current.spec.settings.stop_grace.duration());
-    stop_all(engine, &stop, grace).await?;
+    let stopping = |container: &Container| while_kept(node, place, container.labels.deployment, Keep::Stopped);
+    stop_all(stopping, &stop, grace).await?;
     for container in &remove {
         tracing::info!(container = container.name, "removing a container that no kept release needs");
     }
-    stop_all(engine, &remove, ORPHAN_GRACE).await?;
-    remove_all(engine, &remove).await?;
+    let removing = |container: &Container| while_kept(node, place, container.labels.deployment, Keep::Nothing);
+    stop_all(removing, &remove, ORPHAN_GRACE).await?;
+    remove_all(removing, &remove).await?;
     Ok(remove.into_iter().map(|container| container.image).collect())
 }
 
@@ -85,7 +114,7 @@ fn plan(stage: &Stage, containers: Vec<Container>) -> Plan {
 #[cfg(test)]
 mod tests {
     use domain::{
-        Aggregate, DeploymentId,
+        Aggregate,
         image::{Image, Source},
         settings::StageSettings,
         stage::{Command, Spec, Step, next_step},

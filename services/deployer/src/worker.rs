@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use domain::{
@@ -12,22 +12,25 @@ use domain::{
     stage::{self, Command, Instance, Rejection, Rollout, Step, next_step},
 };
 use eventlog::{Committed, Delivery, ExecuteError};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Node, Place,
-    docker::Engine,
+    docker::{Engine, Guard},
     failure::{Problem, StepError, chain},
     steps::{self, Job},
 };
 
-/// The queue gives a command to another worker when it has heard nothing for five times this long.
+/// Between two words to the queue that the work goes on, of which one in [`Delivery::LEASE`] has to be heard.
 const ALIVE: Duration = Duration::from_secs(1);
+/// How long to wait for the queue to have heard it, before it is told again.
+const HEARD: Duration = Duration::from_secs(2);
 /// Between two tries of what NATS or the engine did not take.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -61,15 +64,11 @@ struct Hand {
 struct Running(Mutex<HashMap<DeploymentId, Arc<Hand>>>);
 
 impl Running {
-    /// Makes the caller the only one here that works on `deployment`.
-    async fn take_over(&self, deployment: DeploymentId) -> Arc<Hand> {
+    /// The caller's hand on `deployment`, and that of whoever works on it here until now.
+    fn enter(&self, deployment: DeploymentId) -> (Arc<Hand>, Option<Arc<Hand>>) {
         let hand = Arc::new(Hand::default());
         let before = self.lock().insert(deployment, hand.clone());
-        if let Some(before) = before {
-            before.replaced.cancel();
-            before.ended.cancelled().await;
-        }
-        hand
+        (hand, before)
     }
 
     fn leave(&self, deployment: DeploymentId, hand: &Arc<Hand>) {
@@ -154,11 +153,11 @@ async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: 
         tracing::error!(%place, kind = delivery.recorded.kind, "a command that is no dispatch; dropped");
         return finish(End::Done, delivery, &place).await;
     };
-    let hand = running.take_over(deployment).await;
+    let (hand, before) = running.enter(deployment);
     // However this ends: whoever takes over waits for it.
     let _ended = hand.ended.clone().drop_guard();
     let carrier = Carrier {
-        engine: node.engine.apart(),
+        engine: node.engine.guarded(ownership(&node, &place, deployment, &worker)),
         node,
         place,
         deployment,
@@ -166,28 +165,68 @@ async fn work(node: Arc<Node>, running: Arc<Running>, worker: String, delivery: 
         cause: delivery.recorded.context.clone(),
         cause_id: delivery.recorded.id,
     };
+    let make_way = async {
+        if let Some(before) = &before {
+            before.replaced.cancel();
+            before.ended.cancelled().await;
+        }
+    };
+    let carrying = async {
+        make_way.await;
+        carrier.carry_out(&hand).await
+    };
     let end = tokio::select! {
         biased;
         () = hand.replaced.cancelled() => End::Lost,
         () = shutdown.cancelled() => End::Again(Duration::ZERO),
-        end = Box::pin(carrier.carry_out(&hand)) => end,
         end = keep_alive(&delivery) => end,
+        end = Box::pin(carrying) => end,
     };
     if matches!(end, End::Lost) {
         carrier.settle().await;
+        if let Some(before) = &before {
+            before.ended.cancelled().await;
+        }
     }
     running.leave(deployment, &hand);
     finish(end, delivery, &carrier.place).await;
 }
 
-/// Never ends.
+/// Whether `worker` still holds `deployment`, by the log. A worker that slept (its process was stopped, its machine
+/// was) wakes in the middle of a step and does not know it: it must ask before it changes anything.
+fn ownership(node: &Node, place: &Place, deployment: DeploymentId, worker: &str) -> Guard {
+    let (log, key, worker) = (node.log.clone(), place.key(), worker.to_owned());
+    Arc::new(move || {
+        let (log, key, worker) = (log.clone(), key.clone(), worker.clone());
+        let held = async move {
+            let loaded = log.fold(&key).await?;
+            let active = loaded.state.active.as_ref().filter(|active| active.deployment == deployment);
+            Ok(active.is_some_and(|active| active.worker.as_ref() == Some(&worker)))
+        };
+        held.boxed()
+    })
+}
+
+/// Ends when the queue has not confirmed for so long that the work goes on that it gives the command to another.
 async fn keep_alive(delivery: &Delivery) -> End {
     let mut tick = tokio::time::interval(ALIVE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
     loop {
-        tick.tick().await;
-        if let Err(error) = delivery.progress().await {
-            // The lease may pass to another; then its reports count and ours do not.
-            tracing::debug!(%error, "a command could not be kept alive");
+        let telling = async {
+            tick.tick().await;
+            let told = Instant::now();
+            let answer = tokio::time::timeout(HEARD, delivery.progress()).await;
+            (told, matches!(answer, Ok(Ok(()))))
+        };
+        match tokio::time::timeout_at(heard + Delivery::LEASE, telling).await {
+            // The queue counts from when it heard of it, which was later.
+            Ok((told, true)) => heard = told,
+            Ok((_, false)) => tracing::debug!("a command could not be kept alive; trying again"),
+            Err(_) => {
+                tracing::warn!("NATS has not confirmed for too long that a command is still ours; letting go of it");
+                return End::Lost;
+            }
         }
     }
 }
@@ -250,7 +289,8 @@ impl Carrier {
             let outcome = tokio::select! {
                 outcome = run_step(job, step) => outcome,
                 () = self.turned(hand, step) => {
-                    self.settle().await;
+                    let given_up = format!("{step:?} is given up: the deployment has something else to do now");
+                    steps::note(&self.node, &self.place, self.deployment, given_up);
                     continue;
                 }
             };
@@ -333,7 +373,7 @@ impl Carrier {
         }
     }
 
-    /// A step that was left may have changes of the engine under way; the next must see their outcome.
+    /// What was left may have changes of the engine under way; whoever takes over must see their outcome.
     async fn settle(&self) {
         if tokio::time::timeout(SETTLE, self.engine.settled()).await.is_err() {
             tracing::warn!(place = %self.place, "the engine is still busy with a step that was left");
@@ -361,12 +401,17 @@ type Outcome = Result<Vec<Instance>, Option<Problem>>;
 
 /// Runs `step` until it has an outcome: as often as the engine or NATS is away, but not beyond its limit.
 async fn run_step(mut job: Job, step: Step) -> Outcome {
-    let limit = steps::limit(step, &job.rollout);
-    let end = tokio::time::Instant::now() + limit;
+    let limit = job.node.deadlines.of(step, &job.rollout);
+    let end = Instant::now() + limit;
     let mut pause = FIRST_PAUSE;
     let mut last: Option<Problem> = None;
     loop {
-        match tokio::time::timeout_at(end, steps::run(step, &job)).await {
+        let work = async {
+            // A step that was given up may have changes under way in the engine: this one must see their outcome.
+            job.engine.settled().await;
+            steps::run(step, &job).await
+        };
+        match tokio::time::timeout_at(end, work).await {
             Ok(Ok(instances)) => return Ok(instances),
             Ok(Err(StepError::Failed(problem))) => return Err(Some(problem)),
             Ok(Err(StepError::Fenced)) => return Err(None),
@@ -374,7 +419,7 @@ async fn run_step(mut job: Job, step: Step) -> Outcome {
                 if last.is_none() {
                     job.note(format!("{}; trying again", problem.message));
                 }
-                if tokio::time::Instant::now() + pause >= end {
+                if Instant::now() + pause >= end {
                     return Err(Some(problem));
                 }
                 last = Some(problem);

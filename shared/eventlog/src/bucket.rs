@@ -60,6 +60,22 @@ impl Bucket {
             .map(|stored| Entry { revision: stored.sequence, value: stored.message.payload.to_vec() }))
     }
 
+    /// Every key that has a value.
+    pub async fn keys(&self) -> Result<Vec<String>, Error> {
+        let prefix = format!("$KV.{}.", self.name);
+        let mut keys = Vec::new();
+        self.log
+            .inner
+            .scan(&self.stream(), &format!("{prefix}>"), 1, |stored| {
+                if !is_deletion(&stored.message) {
+                    keys.extend(stored.subject.strip_prefix(&prefix).map(str::to_owned));
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(keys)
+    }
+
     /// Writes `value` whatever was there; returns its revision.
     pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Result<u64, Error> {
         self.write(key, value.into(), None, false).await

@@ -26,8 +26,9 @@ pub struct Commands {
     pull: Option<Pull>,
 }
 
-/// A command in this worker's hands until it is `done`, or until nobody has heard of it for five seconds: call
-/// `progress` every second. It may have been delivered before, so look first what has become of it.
+/// A command in this worker's hands until it is `done`, or until the server has heard nothing of it for
+/// [`Delivery::LEASE`]: call `progress` every second. It may have been delivered before, so look first what has become
+/// of it.
 pub struct Delivery {
     pub project: Slug,
     pub stage: Slug,
@@ -36,6 +37,7 @@ pub struct Delivery {
     /// 1 at first; more after a worker was lost or asked for it later.
     pub attempt: u64,
     message: Box<Message>,
+    inner: Arc<Inner>,
 }
 
 impl EventLog {
@@ -57,7 +59,7 @@ impl Commands {
         while !self.inner.closed.is_cancelled() {
             match &mut self.pull {
                 Some(pull) => match pull.next().await {
-                    Ok(Pulled::Message(message)) => return delivery(message),
+                    Ok(Pulled::Message(message)) => return delivery(message, self.inner.clone()),
                     Ok(Pulled::Idle) => {}
                     Err(Broken) => self.pull = None,
                 },
@@ -90,7 +92,7 @@ impl Commands {
     }
 }
 
-fn delivery(message: Box<Message>) -> Result<Delivery, Error> {
+fn delivery(message: Box<Message>, inner: Arc<Inner>) -> Result<Delivery, Error> {
     let malformed = |detail: &str| Error::Protocol { operation: "reading a command", detail: detail.into() };
     let mut tokens = message.subject.as_str().split('.').skip(4);
     let mut slug = || tokens.next()?.parse::<Slug>().ok();
@@ -104,14 +106,21 @@ fn delivery(message: Box<Message>) -> Result<Delivery, Error> {
     };
     let recorded = domain::decode(sequence, subject, &message.payload)?;
     let attempt = message.info().map_or(1, |info| u64::try_from(info.delivered).unwrap_or(1));
-    Ok(Delivery { project, stage, recorded, attempt, message })
+    Ok(Delivery { project, stage, recorded, attempt, message, inner })
 }
 
 impl Delivery {
-    /// Says that the work goes on.
+    /// After this long without word the server gives the command to another.
+    pub const LEASE: Duration = ACK_WAIT;
+
+    /// Says that the work goes on; returns when the server has heard it. The lease counts from the call.
     pub async fn progress(&self) -> Result<(), Error> {
-        let sent = self.message.ack_with(AckKind::Progress).await;
-        sent.map_err(|source| Error::Unavailable { operation: "reporting progress on a command", source })
+        const OPERATION: &str = "reporting progress on a command";
+        let told = async {
+            let heard = self.message.double_ack_with(AckKind::Progress).await;
+            heard.map_err(|source| Error::Unavailable { operation: OPERATION, source })
+        };
+        self.inner.connected(OPERATION, told).await
     }
 
     /// Takes the command out of the queue; returns when the server has done so. On an error it comes again.

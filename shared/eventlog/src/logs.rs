@@ -118,6 +118,12 @@ impl Logs {
         }
     }
 
+    /// When the last line of `from` that was kept was written.
+    pub async fn last(&self, from: &LogRef) -> Result<Option<DateTime<Utc>>, Error> {
+        let Some(stored) = self.log.inner.last_on(STREAM, &from.subject()).await? else { return Ok(None) };
+        Ok(entries(stored.sequence, &stored.message.payload)?.into_iter().map(|entry| entry.line.time).max())
+    }
+
     /// The last `tail` lines, then, with `follow`, every line as it comes.
     pub fn read(
         &self,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{Error, Model, deployments::Status, fold, instances::Instance};
 
 pub(crate) const MODEL: Model =
-    Model { name: "stages", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
+    Model { name: "stages", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Stage {
@@ -220,7 +220,7 @@ impl Stage {
 }
 
 /// The stage that an event changes.
-fn key(recorded: &Recorded) -> Option<(String, String)> {
+pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
     let stage = match &recorded.event {
         Event::Project(event) => match event {
             project::Event::StageAdded { stage, .. }
@@ -265,7 +265,7 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     Ok(())
 }
 
-fn fold(rows: &mut BTreeMap<(String, String), Stage>, events: &[Recorded]) {
+pub(crate) fn fold(rows: &mut BTreeMap<(String, String), Stage>, events: &[Recorded]) {
     for recorded in events {
         let Some(key) = key(recorded) else { continue };
         let row = rows.entry(key).or_insert_with_key(|key| Stage::new(key.clone()));
@@ -346,7 +346,7 @@ mod tests {
                 let shown = |kind, deployment, image: &Image| (deployment, kind, image.clone());
                 let current = truth.current.iter().map(|r| (r.deployment, Kind::Release, &r.spec));
                 let active = truth.active.iter().map(|r| (r.deployment, r.kind, &r.spec));
-                let queue = truth.queue.iter().map(|q| (q.deployment, q.kind, &q.spec));
+                let queue = truth.queue.iter().map(|q| (q.deployment, q.kind, &*q.spec));
                 let row_current: Vec<_> =
                     row.current.iter().map(|r| shown(Kind::Release, r.deployment, &r.image)).collect();
                 let row_active: Vec<_> = row.active.iter().map(|a| shown(a.kind, a.deployment, &a.image)).collect();

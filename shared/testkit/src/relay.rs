@@ -1,6 +1,7 @@
 //! A relay in front of a real part, whose traffic a test can slow down, hold back or cut.
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -22,6 +23,9 @@ use tokio::{
 const CHUNK: usize = 16 * 1024;
 /// Chunks of one direction of a connection that are held back; then the sender is no longer read.
 const HELD: usize = 4096;
+/// Beginnings of requests that are remembered, and their bytes.
+const HEADS: usize = 1000;
+const LONGEST_HEAD: usize = 200;
 
 /// What becomes of the bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,7 @@ struct Lanes {
     requests: Lane,
     answers: Lane,
     trap: Mutex<Option<Vec<u8>>>,
+    heads: Mutex<VecDeque<String>>,
 }
 
 struct Lane {
@@ -100,7 +105,8 @@ impl Relay {
         W: Future<Output = ()> + Send + 'static,
     {
         let lane = || Lane { flow: watch::Sender::new(Flow::Pass), left: AtomicU64::new(0) };
-        let lanes = Arc::new(Lanes { requests: lane(), answers: lane(), trap: Mutex::default() });
+        let lanes =
+            Arc::new(Lanes { requests: lane(), answers: lane(), trap: Mutex::default(), heads: Mutex::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(work(lanes.clone()));
         Relay { address, lanes, _tasks: tasks, _directory: directory }
@@ -128,6 +134,12 @@ impl Relay {
         *self.lanes.trap() = Some(text.as_bytes().to_vec());
     }
 
+    /// How the requests so far began (`POST /v1.41/containers/create?name=x HTTP/1.1`), the last thousand, in the order
+    /// in which they reached the relay, whatever became of them.
+    pub fn requests(&self) -> Vec<String> {
+        self.lanes.heads.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// Resolves once the request of [`Relay::stall_at`] has come.
     pub async fn stalled(&self) {
         let mut flow = self.lanes.requests.flow.subscribe();
@@ -137,6 +149,18 @@ impl Relay {
 }
 
 impl Lanes {
+    /// Remembers how `chunk` of a request begins.
+    fn seen(&self, chunk: &[u8]) {
+        let head = chunk.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default();
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        if heads.len() >= HEADS {
+            heads.pop_front();
+        }
+        heads.push_back(String::from_utf8_lossy(&head[..head.len().min(LONGEST_HEAD)]).into_owned());
+        drop(heads);
+        self.spring(chunk);
+    }
+
     fn lane(&self, direction: Direction) -> &Lane {
         match direction {
             Direction::Requests => &self.requests,
@@ -245,7 +269,7 @@ where
 async fn both_ways(lanes: &Lanes, client: impl AsyncRead + AsyncWrite, server: impl AsyncRead + AsyncWrite) {
     let (from_client, to_client) = tokio::io::split(client);
     let (from_server, to_server) = tokio::io::split(server);
-    let requests = one_way(&lanes.requests, from_client, to_server, |chunk| lanes.spring(chunk));
+    let requests = one_way(&lanes.requests, from_client, to_server, |chunk| lanes.seen(chunk));
     let answers = one_way(&lanes.answers, from_server, to_client, |_| {});
     tokio::join!(requests, answers);
 }
@@ -338,6 +362,7 @@ mod tests {
         assert!(silent.is_err(), "a byte came through: {silent:?}");
         relay.set_both(Flow::Pass);
         answered(&mut client, b"POST /b").await;
+        assert_eq!(relay.requests(), ["POST /a", "POST /b"]);
     }
 
     #[tokio::test]

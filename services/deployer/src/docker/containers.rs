@@ -13,8 +13,11 @@ use bollard::{
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 
-use super::{Engine, QUICK, Result, SLOW, none_if_missing};
+use super::{Engine, EngineError, Result, none_if_missing};
 use crate::labels::{Labels, Owner};
+
+/// Between two looks whether a removal that another began has ended.
+const REMOVAL: Duration = Duration::from_millis(100);
 
 /// A container of ours, as listed.
 #[derive(Debug, Clone)]
@@ -57,8 +60,8 @@ impl Engine {
     pub(crate) async fn containers(&self, owner: Owner<'_>, filter: Vec<String>) -> Result<Vec<Container>> {
         let filters = HashMap::from([("label", filter)]);
         let options = query::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let found =
-            self.call("listing containers".into(), QUICK, |docker| async move {
+        let found = self
+            .call("listing containers".into(), self.limits().quick, |docker| async move {
                 docker.list_containers(Some(options)).await
             })
             .await?;
@@ -71,7 +74,7 @@ impl Engine {
     pub(crate) async fn ended(&self, container: &str) -> Result<Option<Ended>> {
         let id = container.to_owned();
         let found = self
-            .call(format!("inspecting container {container}"), QUICK, |docker| async move {
+            .call(format!("inspecting container {container}"), self.limits().quick, |docker| async move {
                 docker.inspect_container(&id, None).await
             })
             .await;
@@ -102,7 +105,7 @@ impl Engine {
 
     pub(crate) async fn create(&self, name: &str, body: ContainerCreateBody) -> Result<()> {
         let options = query::CreateContainerOptionsBuilder::default().name(name).build();
-        self.change(format!("creating container {name}"), SLOW, move |docker| async move {
+        self.change(format!("creating container {name}"), self.limits().slow, move |docker| async move {
             docker.create_container(Some(options), body).await.map(|_| ())
         })
         .await
@@ -111,7 +114,7 @@ impl Engine {
     /// Does nothing to one that runs.
     pub(crate) async fn start(&self, container: &str) -> Result<()> {
         let id = container.to_owned();
-        self.change(format!("starting container {container}"), SLOW, move |docker| async move {
+        self.change(format!("starting container {container}"), self.limits().slow, move |docker| async move {
             docker.start_container(&id, None).await
         })
         .await
@@ -124,27 +127,39 @@ impl Engine {
         let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = query::StopContainerOptionsBuilder::default().t(seconds).build();
         let stopped = self
-            .change(format!("stopping container {container}"), grace + SLOW, move |docker| async move {
+            .change(format!("stopping container {container}"), grace + self.limits().slow, move |docker| async move {
                 docker.stop_container(&id, Some(options)).await
             })
             .await;
         none_if_missing(stopped).map(|_| ())
     }
 
-    /// With its anonymous volumes. Does nothing to one that is gone.
+    /// With its anonymous volumes; returns when it is gone. Does nothing to one that is gone already.
     pub(crate) async fn remove(&self, container: &str) -> Result<()> {
         let id = container.to_owned();
         let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let limit = self.limits().slow;
         let removed = self
-            .change(format!("removing container {container}"), SLOW, move |docker| async move {
+            .change(format!("removing container {container}"), limit, move |docker| async move {
                 docker.remove_container(&id, Some(options)).await
             })
             .await;
         match removed {
             // Its removal is already under way.
-            Err(error) if error.status() == Some(409) => Ok(()),
+            Err(error) if error.status() == Some(409) => {
+                tokio::time::timeout(limit, self.removed(container)).await.unwrap_or_else(|_| {
+                    Err(EngineError::Deadline { operation: format!("removing container {container}"), limit })
+                })
+            }
             other => none_if_missing(other).map(|_| ()),
         }
+    }
+
+    async fn removed(&self, container: &str) -> Result<()> {
+        while self.ended(container).await?.is_some() {
+            tokio::time::sleep(REMOVAL).await;
+        }
+        Ok(())
     }
 
     /// Whether the engine starts it again after an exit, and after its own restart.
@@ -154,7 +169,7 @@ impl Engine {
         let policy = RestartPolicy { name: Some(name), maximum_retry_count: None };
         let body = ContainerUpdateBody { restart_policy: Some(policy), ..Default::default() };
         let updated = self
-            .change(format!("updating container {container}"), QUICK, move |docker| async move {
+            .change(format!("updating container {container}"), self.limits().quick, move |docker| async move {
                 docker.update_container(&id, body).await
             })
             .await;
@@ -190,7 +205,7 @@ impl Engine {
     pub(crate) async fn log_tail(&self, container: &str, lines: usize) -> Result<Vec<LogOutput>> {
         let id = container.to_owned();
         let options = query::LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&lines.to_string()).build();
-        self.call(format!("reading the output of {container}"), QUICK, |docker| async move {
+        self.call(format!("reading the output of {container}"), self.limits().quick, |docker| async move {
             docker.logs(&id, Some(options)).try_collect().await
         })
         .await

@@ -9,7 +9,7 @@ use bollard::{
 };
 use futures::StreamExt;
 
-use super::{Engine, QUICK, Result, SLOW, none_if_missing, none_if_used};
+use super::{Engine, EngineError, Result, none_if_missing, none_if_used};
 
 /// An image on the engine.
 #[derive(Debug, Clone, Default)]
@@ -31,8 +31,8 @@ impl Engine {
     /// `None` when the engine has no such image.
     pub(crate) async fn image(&self, reference: &str) -> Result<Option<LocalImage>> {
         let name = reference.to_owned();
-        let found =
-            self.call(format!("inspecting image {reference}"), QUICK, |docker| async move {
+        let found = self
+            .call(format!("inspecting image {reference}"), self.limits().quick, |docker| async move {
                 docker.inspect_image(&name).await
             })
             .await;
@@ -50,8 +50,8 @@ impl Engine {
         }))
     }
 
-    /// Pulls by digest. `progress` hears about every change; the stream may be long, so there is no
-    /// deadline but the caller's.
+    /// Pulls by digest. `progress` hears about every change. Fails with [`EngineError::Deadline`] where nothing was
+    /// heard for too long; for the whole there is no deadline but the caller's.
     pub(crate) async fn pull(
         &self,
         repository: &str,
@@ -61,11 +61,17 @@ impl Engine {
     ) -> Result<()> {
         let operation = format!("pulling {repository}@{digest}");
         let options = query::CreateImageOptionsBuilder::default().from_image(repository).tag(digest).build();
-        let mut pulling = self.client(&operation).await?.create_image(Some(options), None, credentials);
-        while let Some(info) = pulling.next().await {
-            progress(info.map_err(|cause| self.error(&operation, cause))?);
+        let limit = self.limits().pull_silence;
+        let client = self.client(&operation).await?.with_timeout(limit + super::LATER);
+        let mut pulling = client.create_image(Some(options), None, credentials);
+        loop {
+            match tokio::time::timeout(limit, pulling.next()).await {
+                Ok(Some(info)) => progress(info.map_err(|cause| self.error(&operation, cause))?),
+                Ok(None) => return Ok(()),
+                // Letting go of the stream ends the engine's own work on it.
+                Err(_) => return Err(EngineError::Deadline { operation, limit }),
+            }
         }
-        Ok(())
     }
 
     /// What the registry says of `reference`.
@@ -75,7 +81,7 @@ impl Engine {
         credentials: Option<DockerCredentials>,
     ) -> Result<DistributionInspect> {
         let name = reference.to_owned();
-        self.call(format!("asking the registry for {reference}"), QUICK, |docker| async move {
+        self.call(format!("asking the registry for {reference}"), self.limits().registry, |docker| async move {
             docker.inspect_registry_image(&name, credentials).await
         })
         .await
@@ -85,7 +91,7 @@ impl Engine {
     pub(crate) async fn remove_image(&self, reference: &str) -> Result<()> {
         let name = reference.to_owned();
         let removed = self
-            .change(format!("removing image {reference}"), SLOW, |docker| async move {
+            .change(format!("removing image {reference}"), self.limits().slow, |docker| async move {
                 docker.remove_image(&name, None::<query::RemoveImageOptions>, None).await
             })
             .await;
@@ -94,7 +100,7 @@ impl Engine {
 
     /// The id of the network `name`, which is created where there is none.
     pub(crate) async fn ensure_network(&self, name: &str, labels: HashMap<String, String>) -> Result<String> {
-        let _one_at_a_time = self.shared.networks.lock().await;
+        let one_at_a_time = self.shared.networks.clone().lock_owned().await;
         if let Some(id) = self.network(name).await? {
             return Ok(id);
         }
@@ -104,8 +110,11 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        let made = self.change(format!("creating network {name}"), QUICK, |docker| async move {
-            docker.create_network(request).await
+        let made = self.change(format!("creating network {name}"), self.limits().quick, |docker| async move {
+            let made = docker.create_network(request).await;
+            // Held until there is an answer, even where the caller did not stay for it.
+            drop(one_at_a_time);
+            made
         });
         Ok(made.await?.id)
     }
@@ -114,7 +123,9 @@ impl Engine {
         let filters = HashMap::from([("name", vec![name])]);
         let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
         let found = self
-            .call("listing networks".into(), QUICK, |docker| async move { docker.list_networks(Some(options)).await })
+            .call("listing networks".into(), self.limits().quick, |docker| async move {
+                docker.list_networks(Some(options)).await
+            })
             .await?;
         // The filter takes any name that contains it.
         Ok(found.into_iter().find(|network| network.name.as_deref() == Some(name)).and_then(|network| network.id))
@@ -125,7 +136,9 @@ impl Engine {
         let _one_at_a_time = self.shared.networks.lock().await;
         let Some(id) = self.network(name).await? else { return Ok(()) };
         let removed = self
-            .change(format!("removing network {name}"), QUICK, |docker| async move { docker.remove_network(&id).await })
+            .change(format!("removing network {name}"), self.limits().quick, |docker| async move {
+                docker.remove_network(&id).await
+            })
             .await;
         none_if_used(removed)
     }

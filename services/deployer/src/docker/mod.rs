@@ -4,21 +4,24 @@
 mod containers;
 mod images;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bollard::errors::Error as Cause;
-use tokio::sync::Mutex;
+use futures::future::BoxFuture;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use containers::Container;
 pub(crate) use images::LocalImage;
 
+use crate::Deadlines;
+
 /// The oldest API that has what a deployer needs.
 const OLDEST_API: (usize, usize) = (1, 41);
-/// For calls that only move metadata.
-const QUICK: Duration = Duration::from_secs(30);
-/// For calls that may have to wait for disks.
-const SLOW: Duration = Duration::from_secs(120);
+/// The client has a limit of its own, in whole seconds; ours comes first.
+const LATER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
@@ -30,24 +33,36 @@ pub(crate) enum EngineError {
     Refused { operation: String, status: u16, message: String },
     #[error("the Docker engine speaks API {found}; 1.41 (Docker 20.10) or later is needed")]
     TooOld { found: String },
+    #[error("{operation}: whether this worker still holds the deployment cannot be told")]
+    Unsure { operation: String, source: eventlog::Error },
+    #[error("{operation}: another has taken over")]
+    Fenced { operation: String },
 }
 
 impl EngineError {
     /// Whether the same call may succeed a little later, with nothing changed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Deadline { .. } => true,
-            Self::Refused { .. } | Self::TooOld { .. } => false,
+            Self::Unavailable { .. } | Self::Deadline { .. } | Self::Unsure { .. } => true,
+            Self::Refused { .. } | Self::TooOld { .. } | Self::Fenced { .. } => false,
         }
     }
 
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
-            Self::Unavailable { .. } | Self::Deadline { .. } | Self::TooOld { .. } => None,
+            Self::Unavailable { .. }
+            | Self::Deadline { .. }
+            | Self::TooOld { .. }
+            | Self::Unsure { .. }
+            | Self::Fenced { .. } => None,
         }
     }
 }
+
+/// Whether whoever holds a handle may still change something: asked before each change, for a worker may have slept
+/// while another took over.
+pub(crate) type Guard = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<bool, eventlog::Error>> + Send + Sync>;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -58,13 +73,15 @@ pub(crate) struct Engine {
     /// Changes that were begun through this handle. They run to their end even when the caller is
     /// dropped: a container that is half made cannot be found and removed.
     changes: TaskTracker,
+    guard: Option<Guard>,
 }
 
 struct Shared {
     host: String,
+    deadlines: Deadlines,
     client: Mutex<Option<bollard::Docker>>,
     /// The engine takes a second network of the same name without complaint.
-    networks: Mutex<()>,
+    networks: Arc<tokio::sync::Mutex<()>>,
 }
 
 pub(crate) struct Version {
@@ -75,15 +92,25 @@ pub(crate) struct Version {
 
 impl Engine {
     /// Connects with the first call.
-    pub(crate) fn new(host: Option<String>) -> Self {
+    pub(crate) fn new(host: Option<String>, deadlines: Deadlines) -> Self {
         let host = host.unwrap_or_else(|| "unix:///var/run/docker.sock".into());
-        let shared = Shared { host, client: Mutex::new(None), networks: Mutex::new(()) };
-        Self { shared: Arc::new(shared), changes: TaskTracker::new() }
+        let shared = Shared { host, deadlines, client: Mutex::default(), networks: Arc::default() };
+        Self { shared: Arc::new(shared), changes: TaskTracker::new(), guard: None }
     }
 
-    /// A handle whose changes are counted apart from everybody else's.
-    pub(crate) fn apart(&self) -> Self {
-        Self { shared: self.shared.clone(), changes: TaskTracker::new() }
+    /// A handle whose changes are counted apart from everybody else's, and made only while `guard` says that they may.
+    pub(crate) fn guarded(&self, guard: Guard) -> Self {
+        Self { shared: self.shared.clone(), changes: TaskTracker::new(), guard: Some(guard) }
+    }
+
+    /// Fails where the guard says that whoever holds this handle may change nothing any more, or says nothing.
+    pub(crate) async fn allowed(&self, operation: &str) -> Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        match guard().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EngineError::Fenced { operation: operation.to_owned() }),
+            Err(source) => Err(EngineError::Unsure { operation: operation.to_owned(), source }),
+        }
     }
 
     /// Waits for the changes begun through this handle by callers that did not stay.
@@ -94,38 +121,48 @@ impl Engine {
     }
 
     /// The next call negotiates anew: the engine may have been replaced by another version.
-    pub(crate) async fn forget(&self) {
-        *self.shared.client.lock().await = None;
+    pub(crate) fn forget(&self) {
+        *self.connected() = None;
     }
 
+    fn connected(&self) -> std::sync::MutexGuard<'_, Option<bollard::Docker>> {
+        self.shared.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> &Deadlines {
+        &self.shared.deadlines
+    }
+
+    /// Several may connect at the same time: nobody has to wait behind another's deadline.
     async fn client(&self, operation: &str) -> Result<bollard::Docker> {
-        let mut client = self.shared.client.lock().await;
-        if let Some(client) = &*client {
+        if let Some(client) = &*self.connected() {
             return Ok(client.clone());
         }
         let fail = |cause| self.error(operation, cause);
         let fresh = bollard::Docker::connect_with_host(&self.shared.host).map_err(fail)?;
-        let fresh = tokio::time::timeout(QUICK, fresh.negotiate_version())
+        let limit = self.limits().alive;
+        let fresh = tokio::time::timeout(limit, fresh.negotiate_version())
             .await
-            .map_err(|_| EngineError::Deadline { operation: operation.to_owned(), limit: QUICK })?
+            .map_err(|_| EngineError::Deadline { operation: operation.to_owned(), limit })?
             .map_err(fail)?;
         let api = fresh.client_version();
         if (api.major_version, api.minor_version) < OLDEST_API {
             return Err(EngineError::TooOld { found: format!("{}.{}", api.major_version, api.minor_version) });
         }
         let fresh = fresh.with_request_modifier(url_safe_credentials);
-        Ok(client.insert(fresh).clone())
+        Ok(self.connected().insert(fresh).clone())
     }
 
     async fn call<T, F>(&self, operation: String, limit: Duration, run: impl FnOnce(bollard::Docker) -> F) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, Cause>>,
     {
-        let client = self.client(&operation).await?.with_timeout(limit);
-        match tokio::time::timeout(limit, run(client)).await {
-            Ok(answer) => answer.map_err(|cause| self.error(&operation, cause)),
-            Err(_) => Err(EngineError::Deadline { operation, limit }),
-        }
+        let asked = async {
+            let client = self.client(&operation).await?.with_timeout(limit + LATER);
+            run(client).await.map_err(|cause| self.error(&operation, cause))
+        };
+        let answer = tokio::time::timeout(limit, asked).await;
+        answer.unwrap_or_else(|_| Err(EngineError::Deadline { operation: operation.clone(), limit }))
     }
 
     /// A call that changes something and is therefore carried to its end whatever happens to the caller.
@@ -139,6 +176,7 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = std::result::Result<T, Cause>> + Send,
     {
+        self.allowed(&operation).await?;
         let engine = self.clone();
         let lost = EngineError::Deadline { operation: operation.clone(), limit };
         self.changes.spawn(async move { engine.call(operation, limit, run).await }).await.unwrap_or(Err(lost))
@@ -162,11 +200,9 @@ impl Engine {
     }
 
     pub(crate) async fn version(&self) -> Result<Version> {
+        let limit = self.limits().alive;
         let found =
-            self.call("asking for its version".into(), Duration::from_secs(5), |docker| async move {
-                docker.version().await
-            })
-            .await?;
+            self.call("asking for its version".into(), limit, |docker| async move { docker.version().await }).await?;
         Ok(Version {
             version: found.version.unwrap_or_default(),
             os: found.os.unwrap_or_default(),

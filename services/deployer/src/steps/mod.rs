@@ -6,12 +6,11 @@ mod pull;
 mod retire;
 mod traffic;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use domain::{
     DeploymentId,
-    settings::HealthCheck,
-    stage::{Instance, Release, Rollout, Spec, Step},
+    stage::{Instance, Keep, Kind, Release, Rollout, Spec, Step},
 };
 use eventlog::{LogLine, LogRef, LogStream};
 
@@ -24,13 +23,13 @@ use crate::{
     Node, Place,
     docker::{Container, Engine},
     failure::StepError,
-    health,
+    health, sweep,
 };
 
 /// Everything a step may look at.
 pub(crate) struct Job {
     pub(crate) node: Arc<Node>,
-    /// Counts this rollout's own changes.
+    /// Counts this rollout's own changes, and refuses them once another has taken over.
     pub(crate) engine: Engine,
     pub(crate) place: Place,
     pub(crate) rollout: Rollout,
@@ -59,39 +58,18 @@ pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepErro
     }
 }
 
-/// How long `step` may take before it has failed. The step's own limits come first, with a better message.
-pub(crate) fn limit(step: Step, rollout: &Rollout) -> Duration {
-    let settings = &rollout.spec.settings;
-    let previous = rollout.previous.as_ref().map(|release| &release.spec.settings);
-    let grace = previous.map_or(Duration::ZERO, |s| s.stop_grace.duration()).max(settings.stop_grace.duration());
-    match step {
-        Step::Pull => Duration::from_secs(600),
-        Step::Hold | Step::Rehold | Step::Switch | Step::Revert => Duration::from_secs(40),
-        Step::Create => Duration::from_secs(120),
-        Step::AwaitHealthy => health_limit(&settings.health),
-        Step::Bake => settings.bake.duration() + Duration::from_secs(30),
-        Step::Drain => previous.map_or(Duration::ZERO, |s| s.drain.duration()) + Duration::from_secs(60),
-        Step::Retire => grace + Duration::from_secs(120),
-        Step::Discard => grace + settings.drain.duration() + Duration::from_secs(120),
-        Step::Restore => previous.map_or(Duration::ZERO, |s| health_limit(&s.health)) + Duration::from_secs(120),
-    }
-}
-
-fn health_limit(check: &HealthCheck) -> Duration {
-    check.limit().duration() + Duration::from_secs(30)
+/// Tells the followers of `deployment` what becomes of it.
+pub(crate) fn note(node: &Node, place: &Place, deployment: DeploymentId, text: impl Into<String>) {
+    let (project, stage) = (place.project.clone(), place.stage.clone());
+    let from = LogRef { project, stage, deployment, source: "step".into() };
+    let line = LogLine { time: runtime::clock::now(), stream: LogStream::Step, text: text.into() };
+    node.log.logs().append(&from, vec![line]);
 }
 
 impl Job {
     /// Tells the followers of the deployment what the step does.
     pub(crate) fn note(&self, text: impl Into<String>) {
-        let from = LogRef {
-            project: self.place.project.clone(),
-            stage: self.place.stage.clone(),
-            deployment: self.rollout.deployment,
-            source: "step".into(),
-        };
-        let line = LogLine { time: runtime::clock::now(), stream: LogStream::Step, text: text.into() };
-        self.node.log.logs().append(&from, vec![line]);
+        note(&self.node, &self.place, self.rollout.deployment, text);
     }
 
     /// The containers of a deployment, by replica.
@@ -131,4 +109,39 @@ async fn restore(job: &Job) -> Result<(), StepError> {
     pull::have_image(job, &previous.spec.image).await?;
     create::create(job, previous.deployment, &previous.spec).await?;
     await_healthy(job, previous.deployment, &previous.spec).await
+}
+
+/// Makes the containers of what serves again where someone removed them, if nothing else is under way.
+pub(crate) async fn complete(node: &Arc<Node>, place: &Place) -> Result<(), StepError> {
+    let loaded = node.log.fold(&place.key()).await?;
+    let stage = &loaded.state;
+    let (None, Some(Release { deployment, spec, .. })) = (&stage.active, &stage.current) else { return Ok(()) };
+    if stage.node() != Some(&node.name) {
+        return Ok(());
+    }
+    let rollout = Rollout {
+        deployment: *deployment,
+        kind: Kind::Release,
+        spec: spec.clone(),
+        previous: None,
+        worker: None,
+        done: vec![],
+        instances: vec![],
+        failure: None,
+        troubles: vec![],
+        cancelled: false,
+    };
+    let engine = sweep::while_kept(node, place, *deployment, Keep::Running);
+    let job = Job { node: node.clone(), engine, place: place.clone(), rollout, fence: loaded.version, again: true };
+    let standing = job.containers(*deployment).await?;
+    if (1..=spec.settings.replicas).all(|number| standing.iter().any(|c| c.labels.replica == number)) {
+        return Ok(());
+    }
+    tracing::warn!(%place, %deployment, "containers of what serves are gone; they are made again");
+    job.note("containers are gone without a deployment having removed them; they are made again");
+    create::create(&job, *deployment, spec).await?;
+    for container in job.containers(*deployment).await? {
+        job.engine.set_restart(&container.id, true).await?;
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use domain::image::{Image, Reference, Source};
 
 use super::{Job, create};
 use crate::{
-    docker::{LocalImage, Version},
+    docker::{EngineError, LocalImage, Version},
     failure::{self, Problem, StepError},
     health, resolve,
 };
@@ -60,6 +60,11 @@ pub(super) async fn have_image(job: &Job, image: &Image) -> Result<LocalImage, S
         .await;
     match pulled {
         Ok(()) => {}
+        Err(EngineError::Deadline { limit, .. }) => {
+            // Either the engine hangs, or it does not and the registry does.
+            job.engine.version().await?;
+            return Err(failure::registry_silent(&image.requested, reference.registry(), limit).into());
+        }
         Err(error) if error.is_transient() => return Err(error.into()),
         Err(error) => return Err(failure::registry(&error, &image.requested, reference.registry()).into()),
     }

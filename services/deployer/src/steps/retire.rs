@@ -27,12 +27,12 @@ pub(super) async fn retire(job: &Job) -> Result<(), StepError> {
         Kind::Release => {
             let Some(previous) = job.previous() else { return Ok(()) };
             let containers = job.containers(previous.deployment).await?;
-            stop_all(&job.engine, &containers, previous.spec.settings.stop_grace.duration()).await?;
+            stop_all(|_| job.engine.clone(), &containers, previous.spec.settings.stop_grace.duration()).await?;
         }
         Kind::Removal => {
             let containers = job.engine.containers(owner, owner.of_stage(&job.place)).await?;
-            stop_all(&job.engine, &containers, job.rollout.spec.settings.stop_grace.duration()).await?;
-            remove_all(&job.engine, &containers).await?;
+            stop_all(|_| job.engine.clone(), &containers, job.rollout.spec.settings.stop_grace.duration()).await?;
+            remove_all(|_| job.engine.clone(), &containers).await?;
             let others = job.engine.containers(owner, owner.of_project(&job.place.project)).await?;
             if others.is_empty() {
                 job.engine.remove_network(&network_name(&job.place.project)).await?;
@@ -46,22 +46,36 @@ pub(super) async fn retire(job: &Job) -> Result<(), StepError> {
 pub(super) async fn discard(job: &Job) -> Result<(), StepError> {
     traffic::drain_discarded(job).await?;
     let containers = job.containers(job.rollout.deployment).await?;
-    stop_all(&job.engine, &containers, job.rollout.spec.settings.stop_grace.duration()).await?;
-    remove_all(&job.engine, &containers).await
+    stop_all(|_| job.engine.clone(), &containers, job.rollout.spec.settings.stop_grace.duration()).await?;
+    remove_all(|_| job.engine.clone(), &containers).await
 }
 
-/// All at once: a set's end takes as long as its slowest member's.
-pub(crate) async fn stop_all(engine: &Engine, containers: &[Container], grace: Duration) -> Result<(), StepError> {
-    each(containers, |container| async move {
-        // Else the engine would bring it back after its own restart.
-        engine.set_restart(&container.id, false).await?;
-        engine.stop(&container.id, grace).await
+/// All at once: a set's end takes as long as its slowest member's. `engine` gives the handle for each.
+pub(crate) async fn stop_all(
+    engine: impl Fn(&Container) -> Engine,
+    containers: &[Container],
+    grace: Duration,
+) -> Result<(), StepError> {
+    each(containers, |container| {
+        let engine = engine(container);
+        async move {
+            // Else the engine would bring it back after its own restart.
+            engine.set_restart(&container.id, false).await?;
+            engine.stop(&container.id, grace).await
+        }
     })
     .await
 }
 
-pub(crate) async fn remove_all(engine: &Engine, containers: &[Container]) -> Result<(), StepError> {
-    each(containers, |container| async move { engine.remove(&container.id).await }).await
+pub(crate) async fn remove_all(
+    engine: impl Fn(&Container) -> Engine,
+    containers: &[Container],
+) -> Result<(), StepError> {
+    each(containers, |container| {
+        let engine = engine(container);
+        async move { engine.remove(&container.id).await }
+    })
+    .await
 }
 
 /// Tries all, whatever becomes of the others; the first error counts.
@@ -79,9 +93,10 @@ pub(crate) async fn tidy(node: &Node, place: &Place, image: Option<String>) -> R
     let owner = node.labels();
     // First the containers, then the stage: one that was made in between is not seen as an orphan.
     let containers = node.engine.containers(owner, owner.of_stage(place)).await?;
-    let stage = node.log.load(&place.key()).await?.state;
-    let removed = sweep::settle(&node.engine, &stage, containers).await?;
-    let needed = needed_images(&stage);
+    let loaded = node.log.fold(&place.key()).await?;
+    let stage = &loaded.state;
+    let removed = sweep::settle(node, place, stage, containers).await?;
+    let needed = needed_images(stage);
     let mut unneeded: Vec<String> = removed.into_iter().chain(image).filter(|image| !needed.contains(image)).collect();
     unneeded.sort();
     unneeded.dedup();
@@ -101,7 +116,7 @@ pub(crate) fn needed_images(stage: &Stage) -> Vec<String> {
         .active
         .iter()
         .flat_map(|active| active.previous.iter().map(|previous| &previous.spec).chain([&active.spec]));
-    let queued = stage.queue.iter().map(|queued| &queued.spec);
+    let queued = stage.queue.iter().map(|queued| &*queued.spec);
     releases
         .map(|release| &release.spec)
         .chain(rollout)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use domain::{
     DeploymentId, Span,
     settings::RouteSettings,
-    stage::{Kind, Spec},
+    stage::{Kind, Release, Spec},
     traffic::{DEPLOYMENT_HEADER, PROBE_HEADER, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
 use futures::future::join_all;
@@ -13,7 +13,7 @@ use futures::future::join_all;
 use super::Job;
 use crate::{
     Node, Place,
-    docker::Container,
+    docker::{Container, Engine},
     edges::Seen,
     failure::{Problem, StepError},
     health,
@@ -51,7 +51,7 @@ pub(super) async fn hold(job: &Job) -> Result<(), StepError> {
         limits.map(|s| s.drain.as_millis() + s.stop_grace.as_millis() + s.health.limit().as_millis()).sum::<u64>();
     let target = Target::Held { limit: Span::millis(limit + 60_000) };
     let route = route(&job.place, host, target, job.fence);
-    let revision = write(&job.node, &route).await?;
+    let revision = write(&job.node, &job.engine, &route).await?;
     confirm(job, Expect::Held { revision }).await
 }
 
@@ -157,7 +157,7 @@ async fn point(
     upstreams: Vec<Upstream>,
 ) -> Result<(), StepError> {
     let route = route(&job.place, host, live(deployment, spec, upstreams), job.fence);
-    let revision = write(&job.node, &route).await?;
+    let revision = write(&job.node, &job.engine, &route).await?;
     confirm(job, Expect::Live { revision, route: &route, deployment }).await
 }
 
@@ -173,6 +173,7 @@ async fn withdraw(job: &Job) -> Result<(), StepError> {
         if fence(&entry.value) > job.fence {
             return Err(StepError::Fenced);
         }
+        job.engine.allowed("withdrawing the route").await?;
         match bucket.delete(&key, Some(entry.revision)).await {
             Ok(()) | Err(eventlog::Error::WrongRevision { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -181,14 +182,17 @@ async fn withdraw(job: &Job) -> Result<(), StepError> {
     confirm(job, Expect::Gone).await
 }
 
-/// Writes `route` unless it stands already; returns the revision under which it does.
-async fn write(node: &Node, route: &Route) -> Result<u64, StepError> {
+/// Writes `route` unless it stands already; returns the revision under which it does. The fence keeps an earlier worker
+/// from overwriting a later one's route; `allowed` keeps it from bringing back one that a later worker has withdrawn.
+async fn write(node: &Node, allowed: &Engine, route: &Route) -> Result<u64, StepError> {
     let bucket = node.log.bucket(ROUTES);
     let key = format!("{}.{}", route.project, route.stage);
     // A route is made of texts and numbers, which always become JSON.
     let value = serde_json::to_vec(route).unwrap_or_default();
     loop {
-        let written = match bucket.get(&key).await? {
+        let standing = bucket.get(&key).await?;
+        allowed.allowed("writing the route").await?;
+        let written = match standing {
             Some(entry) if entry.value == value => return Ok(entry.revision),
             Some(entry) if fence(&entry.value) > route.fence => return Err(StepError::Fenced),
             Some(entry) => bucket.update(&key, value.clone(), entry.revision).await,
@@ -283,38 +287,70 @@ async fn missing(job: &Job, Seen { edge, status }: &Seen, expect: &Expect<'_>) -
     }
 }
 
-/// Gives the edges the present addresses of what serves, which change with every restart of a
-/// container; and the whole route where it was lost, as long as no rollout is at work on it.
+/// Brings the route to what the stage's events say, as far as no rollout is at work on it: written anew where it was
+/// lost or left behind by a rollout that could not undo it, withdrawn where nothing serves. The addresses of what it
+/// points to change with every restart of a container and are always kept current.
 pub(crate) async fn refresh_route(node: &Node, place: &Place) -> Result<(), StepError> {
     let bucket = node.log.bucket(ROUTES);
-    let owner = node.labels();
+    let key = place.to_string();
     loop {
-        let Some(entry) = bucket.get(&place.to_string()).await? else { return rewrite_route(node, place).await };
-        let Ok(mut stands) = serde_json::from_slice::<Route>(&entry.value) else { return Ok(()) };
-        let Target::Live(set) = &mut stands.target else { return Ok(()) };
-        let containers = node.engine.containers(owner, owner.of_deployment(place, set.deployment)).await?;
-        let mut changed = false;
-        for upstream in &mut set.upstreams {
-            let container = containers.iter().find(|c| c.running && c.name == upstream.instance);
-            if let Some(address) = container.and_then(Container::address).filter(|now| *now != upstream.address) {
-                upstream.address = address;
-                changed = true;
+        let loaded = node.log.fold(&place.key()).await?;
+        let entry = bucket.get(&key).await?;
+        let stands = entry.as_ref().map(|entry| serde_json::from_slice::<Route>(&entry.value));
+        let (stands, revision) = match (stands, &entry) {
+            (Some(Ok(route)), Some(entry)) => (Some(route), entry.revision),
+            // Of a version that we cannot judge.
+            (Some(Err(_)), _) => return Ok(()),
+            (_, _) => (None, 0),
+        };
+        if loaded.state.active.is_none() {
+            let wanted = loaded.state.current.as_ref().filter(|current| current.spec.settings.route.is_some());
+            let right = match (&stands, wanted) {
+                (Some(Route { target: Target::Live(set), .. }), Some(current)) => set.deployment == current.deployment,
+                (Some(Route { target: Target::Held { .. }, .. }), Some(_)) | (None, Some(_)) | (Some(_), None) => false,
+                (None, None) => true,
+            };
+            // A route of a later rollout than this log holds is not ours to judge.
+            let ours = stands.as_ref().is_none_or(|route| route.fence <= loaded.version);
+            if !right && ours && loaded.state.node() == Some(&node.name) {
+                return match wanted {
+                    Some(current) => rewrite_route(node, place, current, loaded.version).await,
+                    None => match bucket.delete(&key, Some(revision)).await {
+                        Ok(()) | Err(eventlog::Error::WrongRevision { .. }) => Ok(()),
+                        Err(error) => Err(error.into()),
+                    },
+                };
             }
         }
-        if !changed {
+        let Some(mut stands) = stands else { return Ok(()) };
+        if !with_present_addresses(node, place, &mut stands).await? {
             return Ok(());
         }
         let value = serde_json::to_vec(&stands).unwrap_or_default();
-        match bucket.update(&place.to_string(), value, entry.revision).await {
+        match bucket.update(&key, value, revision).await {
             Err(eventlog::Error::WrongRevision { .. }) => {}
             other => return Ok(other.map(drop)?),
         }
     }
 }
 
-async fn rewrite_route(node: &Node, place: &Place) -> Result<(), StepError> {
-    let loaded = node.log.load(&place.key()).await?;
-    let (None, Some(current)) = (&loaded.state.active, &loaded.state.current) else { return Ok(()) };
+/// Whether an address of what `route` points to has changed; then it has the present one.
+async fn with_present_addresses(node: &Node, place: &Place, route: &mut Route) -> Result<bool, StepError> {
+    let Target::Live(set) = &mut route.target else { return Ok(false) };
+    let owner = node.labels();
+    let containers = node.engine.containers(owner, owner.of_deployment(place, set.deployment)).await?;
+    let mut changed = false;
+    for upstream in &mut set.upstreams {
+        let container = containers.iter().find(|c| c.running && c.name == upstream.instance);
+        if let Some(address) = container.and_then(Container::address).filter(|now| *now != upstream.address) {
+            upstream.address = address;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+async fn rewrite_route(node: &Node, place: &Place, current: &Release, version: u64) -> Result<(), StepError> {
     let Some(host) = &current.spec.settings.route else { return Ok(()) };
     let owner = node.labels();
     let containers = node.engine.containers(owner, owner.of_deployment(place, current.deployment)).await?;
@@ -324,7 +360,7 @@ async fn rewrite_route(node: &Node, place: &Place) -> Result<(), StepError> {
     }
     let target = live(current.deployment, &current.spec, upstreams);
     // Any rollout begun since then has a larger fence.
-    match write(node, &route(place, host, target, loaded.version)).await {
+    match write(node, &node.engine, &route(place, host, target, version)).await {
         Ok(_) | Err(StepError::Fenced) => Ok(()),
         Err(error) => Err(error),
     }

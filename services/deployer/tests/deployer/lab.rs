@@ -7,7 +7,7 @@ use bollard::{
     models::ContainerSummary,
     query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
 };
-use deployer::Config;
+use deployer::{Config, Deadlines};
 use domain::{
     DeploymentId, Event, Key, Slug, Span,
     image::{Image, Source},
@@ -16,17 +16,20 @@ use domain::{
     stage::{self, Command, Failure, Outcome, Spec, Stage},
     traffic::{ROUTES, Route, Target},
 };
-use eventlog::EventLog;
+use eventlog::{EventLog, LogFilter};
 use futures::{StreamExt, stream::BoxStream};
 use tempfile::TempDir;
-use testkit::{Docker, Nats, SampleImage};
-use tokio::{task::JoinHandle, time::timeout};
+use testkit::{Docker, Nats, Relay, SampleImage};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::FakeEdge;
 
 /// No test waits longer for anything: what is late is lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Lab {
     pub(crate) docker: Arc<Docker>,
@@ -34,9 +37,25 @@ pub(crate) struct Lab {
     pub(crate) project: Slug,
     pub(crate) stage: Slug,
     pub(crate) edge: Option<FakeEdge>,
-    deployer: Option<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
-    _nats: Nats,
+    pub(crate) nats: Nats,
+    /// Of the deployers that are started from now on.
+    pub(crate) deadlines: Deadlines,
+    pub(crate) concurrency: usize,
+    deployer: Option<Deployer>,
     directory: TempDir,
+}
+
+/// A deployer that runs in this process.
+pub(crate) struct Deployer {
+    shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Deployer {
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        timeout(PATIENCE, self.running).await.expect("ends in time").expect("no panic").expect("ends well");
+    }
 }
 
 impl Lab {
@@ -50,17 +69,51 @@ impl Lab {
 
     /// Neither edge nor deployer run yet.
     pub(crate) async fn without_edge() -> Lab {
-        let nats = Nats::start().await.expect("nats-server starts");
         let docker = Docker::connect_or_start().await.expect("an engine");
+        Lab::on(docker).await
+    }
+
+    /// With an edge and the deadlines of an impatient deployer, which does not run yet.
+    pub(crate) async fn impatient() -> Lab {
+        let mut lab = Lab::without_edge().await;
+        lab.make_impatient().await;
+        lab
+    }
+
+    pub(crate) async fn make_impatient(&mut self) {
+        self.edge = Some(FakeEdge::start(&self.log).await);
+        self.deadlines = Deadlines {
+            alive: Duration::from_secs(1),
+            quick: Duration::from_secs(2),
+            slow: Duration::from_secs(2),
+            registry: Duration::from_secs(2),
+            pull_silence: Duration::from_secs(2),
+            spare: Duration::from_secs(2),
+            sweep: Duration::from_secs(1),
+            ..Deadlines::default()
+        };
+    }
+
+    pub(crate) async fn on(docker: Docker) -> Lab {
+        let nats = Nats::start().await.expect("nats-server starts");
         let directory = TempDir::new().expect("a directory");
-        let key = directory.path().join("master.key");
-        eventlog::vault::create_key(&key).expect("a master key");
-        let config = eventlog::Config { url: nats.url().to_owned(), name: "test".into(), master_key: Some(key) };
-        let log = EventLog::connect(&config).await.expect("the log opens");
+        eventlog::vault::create_key(&directory.path().join("master.key")).expect("a master key");
+        let log = connect(nats.url(), &directory).await;
         // Several tests share an engine: names must not meet.
         let project = format!("t{}", &log.installation().simple().to_string()[..12]).parse().expect("a good name");
         let stage = "dev".parse().expect("a good name");
-        Lab { docker: Arc::new(docker), log, project, stage, edge: None, deployer: None, _nats: nats, directory }
+        Lab {
+            docker: Arc::new(docker),
+            log,
+            project,
+            stage,
+            edge: None,
+            nats,
+            deadlines: Deadlines::default(),
+            concurrency: 4,
+            deployer: None,
+            directory,
+        }
     }
 
     pub(crate) async fn start_deployer(&mut self) {
@@ -69,12 +122,25 @@ impl Lab {
 
     /// `host` as in `DOCKER_HOST`.
     pub(crate) async fn start_deployer_on(&mut self, host: String) {
+        self.deployer = Some(self.spawn_deployer(host, self.log.clone()).await);
+    }
+
+    /// A deployer beside the lab's own, with its own connections.
+    pub(crate) async fn spawn_deployer(&self, host: String, log: EventLog) -> Deployer {
         let shutdown = CancellationToken::new();
+        let running = tokio::spawn(deployer::run(self.config(host), log, shutdown.clone()));
+        self.deployer_answers().await;
+        Deployer { shutdown, running }
+    }
+
+    pub(crate) fn config(&self, host: String) -> Config {
         let worker = runtime::clock::new_id().to_string();
-        let config = Config { node: "local".into(), docker: Some(host), concurrency: 4, worker };
-        let running = tokio::spawn(deployer::run(config, self.log.clone(), shutdown.clone()));
-        self.deployer = Some((shutdown, running));
-        // It answers when it is there.
+        let (concurrency, deadlines) = (self.concurrency, self.deadlines.clone());
+        Config { node: "local".into(), docker: Some(host), concurrency, worker, deadlines }
+    }
+
+    /// It answers when it is there.
+    pub(crate) async fn deployer_answers(&self) {
         let subject = domain::node::health_subject("local");
         timeout(PATIENCE, async {
             // One that was killed may still be subscribed in the server's eyes.
@@ -88,18 +154,33 @@ impl Lab {
 
     /// As a crash of its process would, but for the connection to NATS.
     pub(crate) fn kill_deployer(&mut self) {
-        let (_, running) = self.deployer.take().expect("a deployer runs");
-        running.abort();
+        self.deployer.take().expect("a deployer runs").running.abort();
     }
 
     pub(crate) async fn stop_deployer(&mut self) {
-        let (shutdown, running) = self.deployer.take().expect("a deployer runs");
-        shutdown.cancel();
-        timeout(PATIENCE, running).await.expect("ends in time").expect("no panic").expect("ends well");
+        self.deployer.take().expect("a deployer runs").stop().await;
     }
 
-    pub(crate) fn directory(&self) -> &std::path::Path {
-        self.directory.path()
+    /// A relay in front of this lab's NATS.
+    pub(crate) async fn nats_relay(&self) -> Relay {
+        let (_, address) = self.nats.url().rsplit_once('@').expect("an address");
+        Relay::tcp(address).await.expect("a relay")
+    }
+
+    /// The log through `relay`.
+    pub(crate) async fn connect(&self, relay: &Relay) -> EventLog {
+        self.connector(relay).await
+    }
+
+    /// Connects wherever it is awaited.
+    pub(crate) fn connector(&self, relay: &Relay) -> impl Future<Output = EventLog> + Send + use<> {
+        let (credentials, _) = self.nats.url().rsplit_once('@').expect("an address");
+        connect(&format!("{credentials}@{}", relay.address()), &self.directory)
+    }
+
+    /// A relay in front of the engine.
+    pub(crate) async fn engine_relay(&self) -> Relay {
+        Relay::unix(self.docker.host()).await.expect("a relay")
     }
 
     /// Loads a sample image under a name of this test's own, and answers what a resolver would.
@@ -149,6 +230,32 @@ impl Lab {
         self.end(deployment).await
     }
 
+    /// Cancels it; answers when that was accepted.
+    pub(crate) async fn cancel(&self, deployment: DeploymentId) -> Instant {
+        self.execute(Command::Cancel { deployment, reason: None }).await;
+        Instant::now()
+    }
+
+    /// Waits until a step of `deployment` has said something that contains `text`.
+    pub(crate) async fn noted(&self, deployment: DeploymentId, text: &str) {
+        let filter =
+            LogFilter { project: self.project.clone(), stage: self.stage.clone(), deployment: Some(deployment) };
+        let mut said = Vec::new();
+        let waited = timeout(PATIENCE, async {
+            let mut lines = pin!(self.log.logs().read(filter, 1000, true));
+            loop {
+                let entry = lines.next().await.expect("no end").expect("readable");
+                said.push(entry.line.text);
+                if entry.source == "step" && said.last().is_some_and(|last| last.contains(text)) {
+                    return;
+                }
+            }
+        });
+        if waited.await.is_err() {
+            panic!("never said: {text}; but: {said:#?}");
+        }
+    }
+
     /// The stage's events from the first on.
     pub(crate) fn events(&self) -> BoxStream<'static, stage::Event> {
         let filter = self.key().filter();
@@ -174,6 +281,15 @@ impl Lab {
         })
         .await
         .unwrap_or_else(|_| panic!("never happened: {what}"))
+    }
+
+    /// Waits for an event of `deployment`.
+    pub(crate) async fn saw_of(&self, deployment: DeploymentId, what: &str, is: impl Fn(&stage::Event) -> bool) {
+        let id = deployment.to_string();
+        let of = |event: &stage::Event| {
+            serde_json::to_value(event).is_ok_and(|json| json["data"]["deployment"].as_str() == Some(&id))
+        };
+        self.saw(what, |event| is(event) && of(event)).await;
     }
 
     /// How `deployment` went.
@@ -214,6 +330,18 @@ impl Lab {
         match self.route().await?.target {
             Target::Live(set) => Some((set.deployment, set.upstreams.into_iter().map(|u| u.address).collect())),
             Target::Held { .. } => None,
+        }
+    }
+
+    /// Waits until the route points to `deployment`.
+    pub(crate) async fn live_is(&self, deployment: DeploymentId) {
+        let waited = timeout(PATIENCE, async {
+            while self.live().await.is_none_or(|(live, _)| live != deployment) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        if waited.await.is_err() {
+            panic!("the route never pointed to {deployment}: {:?}", self.route().await);
         }
     }
 
@@ -263,6 +391,12 @@ impl Lab {
         // Gone already where the stage was removed.
         let _ = client.remove_network(&format!("sluice-{}", self.project)).await;
     }
+}
+
+fn connect(url: &str, directory: &TempDir) -> impl Future<Output = EventLog> + Send + use<> {
+    let master_key = Some(directory.path().join("master.key"));
+    let config = eventlog::Config { url: url.to_owned(), name: "test".into(), master_key };
+    async move { EventLog::connect(&config).await.expect("the log opens") }
 }
 
 /// What became of a deployment.

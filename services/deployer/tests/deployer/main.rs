@@ -2,8 +2,14 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "tests pick the events that they wait for")]
 
 mod bad_input;
+mod cancelling;
 mod edge;
+mod engine_hangs;
 mod lab;
+mod nats_hangs;
 mod outages;
+mod queue;
+mod registry_hangs;
 mod rollouts;
+mod two_workers;
 mod watching;

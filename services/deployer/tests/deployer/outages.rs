@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use domain::stage::{self, Command, Outcome};
-use testkit::SampleImage;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    task::JoinSet,
-};
+use testkit::{Flow, SampleImage};
 
 use crate::lab::Lab;
 
@@ -77,56 +73,24 @@ async fn a_cancel_interrupts_a_step() {
 async fn an_engine_that_goes_away_for_a_while_costs_only_time() {
     let mut lab = Lab::without_edge().await;
     lab.edge = Some(crate::edge::FakeEdge::start(&lab.log).await);
-    let path = lab.directory().join("docker.sock");
-    let engine = lab.docker.host().trim_start_matches("unix://").to_owned();
-    let mut gate = Gate::open(&path, &engine);
-    lab.start_deployer_on(format!("unix://{}", path.display())).await;
+    let relay = lab.engine_relay().await;
+    lab.start_deployer_on(relay.address().to_owned()).await;
     let image = lab.image("v1", SampleImage::new("1").env("START_DELAY_MS", 1500)).await;
     let mut settings = lab.settings();
     settings.health.start_period = domain::Span::secs(20);
     settings.health.check = domain::settings::Check::Http;
     let deployment = lab.request(image, settings).await;
     lab.saw("created", |event| matches!(event, stage::Event::Created { .. })).await;
-    gate.close(&path);
+    relay.set_both(Flow::Cut);
     let health = lab.log.request(&domain::node::health_subject("local"), vec![], Duration::from_secs(20)).await;
     let health: domain::node::NodeHealth = serde_json::from_slice(&health.expect("an answer")).expect("readable");
     assert!(health.docker.is_none() && health.error.is_some(), "{health:?}");
     let refused = lab.resolve("shop:v1").await.expect_err("no engine");
     assert_eq!(refused.code, "engine_unavailable", "{refused:?}");
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let _gate = Gate::open(&path, &engine);
+    lab.noted(deployment, "trying again").await;
+    relay.set_both(Flow::Pass);
     let run = lab.end(deployment).await;
     assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
     assert_eq!(lab.standing().await[&deployment], (1, 1));
     lab.close().await;
-}
-
-/// The way to the engine, which a test can close: connections break, and new ones are refused.
-struct Gate {
-    tasks: JoinSet<()>,
-}
-
-impl Gate {
-    fn open(path: &std::path::Path, engine: &str) -> Gate {
-        let listener = UnixListener::bind(path).expect("a socket");
-        let engine = engine.to_owned();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut from, _) = listener.accept().await.expect("a connection");
-                let engine = engine.clone();
-                connections.spawn(async move {
-                    let mut to = UnixStream::connect(engine).await.expect("the engine");
-                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
-                });
-            }
-        });
-        Gate { tasks }
-    }
-
-    fn close(&mut self, path: &std::path::Path) {
-        self.tasks.abort_all();
-        std::fs::remove_file(path).expect("removed");
-    }
 }

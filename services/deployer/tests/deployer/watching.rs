@@ -2,10 +2,11 @@
 
 use bollard::{
     models::ContainerCreateBody,
-    query_parameters::{CreateContainerOptionsBuilder, StopContainerOptions},
+    query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptions},
 };
 use domain::{
     DeploymentId,
+    settings::StageSettings,
     stage::{self, Command, Outcome},
 };
 use eventlog::LogFilter;
@@ -184,4 +185,43 @@ async fn get(address: &str, path: &str) {
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let answer = client.get(format!("http://{address}{path}")).send().await.expect("an answer");
     assert!(answer.status().is_success(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_someone_removed_is_made_again_and_what_is_stray_goes() {
+    let mut lab = Lab::impatient().await;
+    lab.start_deployer().await;
+    let settings = StageSettings { replicas: 2, ..lab.settings() };
+    let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, settings).await;
+    assert_eq!(run.outcome, Outcome::Succeeded, "{run:?}");
+    let routes = lab.log.bucket(domain::traffic::ROUTES);
+    for left in [1, 0] {
+        let mut containers = lab.containers().await;
+        while containers.len() > left {
+            let (_, container) = containers.remove(0);
+            let options = RemoveContainerOptionsBuilder::default().force(true).build();
+            let client = lab.docker.client();
+            client.remove_container(&container.id.expect("an id"), Some(options)).await.expect("removed");
+        }
+        lab.stands("both again", |standing| standing.get(&run.deployment) == Some(&(2, 2))).await;
+    }
+    // The route follows to where they are now.
+    routes.delete(&format!("{}.{}", lab.project, lab.stage), None).await.expect("lost");
+    lab.live_is(run.deployment).await;
+
+    // A route that nothing serves: left by a worker that slept while its stage was archived.
+    let removal = DeploymentId(runtime::clock::new_id());
+    let mut stray = lab.route().await.expect("a route");
+    lab.execute(Command::Archive { removal }).await;
+    assert_eq!(lab.end(removal).await.outcome, Outcome::Succeeded);
+    stray.fence = 1;
+    let key = format!("{}.{}", lab.project, lab.stage);
+    routes.put(&key, serde_json::to_vec(&stray).expect("JSON")).await.expect("written");
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while lab.route().await.is_some() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.expect("the stray route goes");
+    lab.close().await;
 }

@@ -27,6 +27,10 @@ pub enum Command {
     Archive {
         removal: DeploymentId,
     },
+    /// Calls off the newest that wait, until no more than `leave` do.
+    CancelWaiting {
+        leave: usize,
+    },
     /// The stage was declared again.
     Reopen,
     /// A worker takes up the active deployment; from now on only its reports count.
@@ -93,7 +97,9 @@ pub enum Rejection {
     OutOfStep { expected: Option<Step> },
 }
 
-const MOST_WAITING: usize = 1000;
+/// The decision that ends them all (an archive, or a request that supersedes) must fit into one batch of a thousand
+/// events.
+const MOST_WAITING: usize = 900;
 
 fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
@@ -112,6 +118,10 @@ pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Reje
         Command::Lock { owner, reason } => lock(stage, owner, reason),
         Command::Unlock { owner, force } => unlock(stage, owner, force),
         Command::Archive { removal } => Ok(archive(stage, removal)),
+        Command::CancelWaiting { leave } => {
+            let newest = stage.queue.iter().skip(leave).rev();
+            Ok(newest.map(|queued| Event::Cancelled { deployment: queued.deployment }).collect())
+        }
         Command::Reopen => Ok(if stage.archived { vec![Event::Reopened {}] } else { vec![] }),
         Command::Start { deployment, worker } => start(stage, deployment, worker),
         Command::Complete { deployment, worker, step, elapsed_ms, instances } => {
@@ -205,7 +215,7 @@ fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
         stage.active.as_ref().map(|active| (&active.spec, removal))
     });
     if let Some((spec, deployment)) = template {
-        let node = stage.node();
+        let node = stage.node().unwrap_or_default().to_owned();
         events.push(Event::Requested { deployment, kind: Kind::Removal, node: node.clone(), spec: spec.clone() });
         if stage.active.is_none() {
             events.push(Event::Dispatched { deployment, node });
@@ -330,11 +340,6 @@ impl Stage {
         }
     }
 
-    /// Where the current release, or the one on its way, runs.
-    fn node(&self) -> String {
-        self.node.clone().unwrap_or_default()
-    }
-
     /// Adds to `events`, which are about to happen, what follows from them at once: the outcome of a
     /// rollout that has come to its end, and the dispatch of whoever waits behind it.
     fn and_then_end(&self, mut events: Vec<Event>) -> Vec<Event> {
@@ -361,9 +366,41 @@ fn outcome(rollout: &Rollout) -> Event {
     match (&rollout.failure, rollout.cancelled, &rollout.previous) {
         (None, false, _) => Event::Succeeded { deployment },
         (_, true, _) => Event::Cancelled { deployment },
-        (Some(failure), false, Some(previous)) if rollout.done.contains(&Step::Revert) => {
-            Event::RolledBack { deployment, to: previous.deployment, failure: failure.clone() }
+        // What was not undone keeps the old release from serving: then nobody may say that it does.
+        (Some(failure), false, Some(previous)) if rollout.done.contains(&Step::Revert) && restored(rollout) => {
+            Event::RolledBack { deployment, to: previous.deployment, failure: with_troubles(failure, rollout) }
         }
-        (Some(failure), false, _) => Event::Failed { deployment, failure: failure.clone() },
+        (Some(failure), false, _) => Event::Failed { deployment, failure: with_troubles(failure, rollout) },
+    }
+}
+
+/// Whether what served before has what it needs to serve.
+fn restored(rollout: &Rollout) -> bool {
+    !rollout.troubles.iter().any(|trouble| matches!(trouble.step, Step::Restore | Step::Revert))
+}
+
+/// The failure, and what of its consequences could not be undone.
+fn with_troubles(failure: &Failure, rollout: &Rollout) -> Failure {
+    let mut failure = failure.clone();
+    for trouble in &rollout.troubles {
+        let step = step_name(trouble.step);
+        failure.message = format!("{}; and {step} failed afterwards: {}", failure.message, trouble.message);
+    }
+    failure
+}
+
+fn step_name(step: Step) -> &'static str {
+    match step {
+        Step::Pull => "pulling",
+        Step::Hold | Step::Rehold => "holding requests",
+        Step::Create => "creating the containers",
+        Step::AwaitHealthy => "waiting for health",
+        Step::Switch => "switching the route",
+        Step::Bake => "watching the release",
+        Step::Drain => "draining",
+        Step::Retire => "stopping the earlier containers",
+        Step::Discard => "removing the new containers",
+        Step::Restore => "starting the earlier release again",
+        Step::Revert => "pointing the route back",
     }
 }

@@ -7,7 +7,7 @@ pub mod rollout;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -68,7 +68,8 @@ pub enum Event {
     Reverted(StepDone),
     #[serde(rename = "deployment.succeeded.v1")]
     Succeeded { deployment: DeploymentId },
-    /// The new release never served; what served before serves on.
+    /// The new release does not serve; what served before serves on, unless the failure says that it could not be
+    /// brought back.
     #[serde(rename = "deployment.failed.v1")]
     Failed { deployment: DeploymentId, failure: Failure },
     /// The new release had taken over, or the old one had stopped; the old one serves again.
@@ -169,7 +170,8 @@ pub struct Queued {
     pub deployment: DeploymentId,
     pub kind: Kind,
     pub node: String,
-    pub spec: Spec,
+    /// Shared, for every decision looks at a copy of the stage, and hundreds may wait.
+    pub spec: Arc<Spec>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -247,6 +249,11 @@ impl Stage {
         if self.kept().any(|release| release.deployment == deployment) { Keep::Stopped } else { Keep::Nothing }
     }
 
+    /// Where the stage's deployments run: the node of the last request.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
     fn end(&mut self, deployment: DeploymentId, outcome: Outcome) {
         self.queue.retain(|queued| queued.deployment != deployment);
         self.ended.push_front(Ended { deployment, outcome });
@@ -264,6 +271,7 @@ impl Stage {
     fn done(&mut self, step: Step, done: &StepDone) {
         if let Some(active) = self.active(done.deployment) {
             active.done.push(step);
+            active.troubles.extend(done.problem.clone().filter(|_| active.backward()));
         }
     }
 
@@ -306,7 +314,7 @@ impl Aggregate for Stage {
                     deployment: *deployment,
                     kind: *kind,
                     node: node.clone(),
-                    spec: spec.clone(),
+                    spec: Arc::new(spec.clone()),
                 });
             }
             Event::Superseded { deployment, .. } => self.end(*deployment, Outcome::Superseded),
@@ -314,7 +322,12 @@ impl Aggregate for Stage {
                 if let Some(at) = self.queue.iter().position(|queued| queued.deployment == *deployment)
                     && let Some(queued) = self.queue.remove(at)
                 {
-                    self.active = Some(Rollout::new(*deployment, queued.kind, queued.spec, self.current.clone()));
+                    self.active = Some(Rollout::new(
+                        *deployment,
+                        queued.kind,
+                        Arc::unwrap_or_clone(queued.spec),
+                        self.current.clone(),
+                    ));
                 }
             }
             Event::Started { deployment, worker } => {

@@ -53,6 +53,8 @@ pub struct Rollout {
     pub done: Vec<Step>,
     pub instances: Vec<Instance>,
     pub failure: Option<Failure>,
+    /// Undoing steps that could not be carried out; the node's sweep has to finish them.
+    pub troubles: Vec<Failure>,
     pub cancelled: bool,
 }
 
@@ -73,6 +75,7 @@ impl Rollout {
             done: vec![],
             instances: vec![],
             failure: None,
+            troubles: vec![],
             cancelled: false,
         }
     }

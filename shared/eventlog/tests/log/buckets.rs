@@ -28,8 +28,10 @@ async fn a_value_changes_only_under_the_revision_it_was_read_at() {
     assert!(matches!(routes.delete("shop.dev", Some(first)).await, Err(Error::WrongRevision { .. })));
     routes.delete("shop.dev", Some(second)).await.expect("deleted");
     assert_eq!(routes.get("shop.dev").await.expect("answers"), None);
+    assert_eq!(routes.keys().await.expect("answers"), Vec::<String>::new());
     routes.create("shop.dev", "3").await.expect("created again");
     routes.put("shop.dev", "4").await.expect("put");
+    assert_eq!(routes.keys().await.expect("answers"), ["shop.dev"]);
     routes.delete("shop.dev", None).await.expect("deleted");
 }
 

@@ -52,6 +52,10 @@ async fn lines_are_gathered_kept_and_followed() {
     assert_eq!(followed[3].sequence, followed[5].sequence, "one message for what came together");
     assert!(followed.iter().any(|entry| entry.source == "shop.dev.1" && entry.line.text == "c"));
 
+    let last = async |from: LogRef| log.logs().last(&from).await.expect("readable");
+    assert_eq!(last(from(one, "shop.dev.1")).await, Some(line("c").time));
+    assert_eq!(last(from(two, "shop.dev.1")).await, None);
+
     assert_eq!(texts(&tail(&log, Some(one), 2).await), ["e", "f"]);
     assert_eq!(texts(&tail(&log, Some(two), 100).await), ["other"]);
     assert_eq!(tail(&log, Some(DeploymentId(id())), 10).await, []);

@@ -4,7 +4,8 @@
 //! - `VERSION`: in every answer's body and in the header `x-version`
 //! - `PORT`: 8080 unless told
 //! - `START_DELAY_MS`: waits before it listens
-//! - `HEALTH_STATUS`: what `/healthz` answers, 200 unless told; `UNHEALTHY_AFTER_MS`: 500 from then on
+//! - `HEALTH_STATUS`: what `/healthz` answers, 200 unless told; `UNHEALTHY_AFTER_MS`: 500 from then on;
+//!   `HEALTH_DELAY_MS`: how long it takes to answer
 //! - `EXIT_AFTER_MS`, `EXIT_CODE`: ends by itself
 //! - `IGNORE_SIGTERM`: lives until killed
 //! - `ALLOCATE_MB`: fills this much memory once it listens
@@ -108,6 +109,7 @@ async fn mark(request: Request, next: Next) -> Response {
 }
 
 async fn health(State(started): State<Instant>) -> StatusCode {
+    sleep(milliseconds("HEALTH_DELAY_MS").unwrap_or_default()).await;
     if milliseconds("UNHEALTHY_AFTER_MS").is_some_and(|after| started.elapsed() >= after) {
         return StatusCode::INTERNAL_SERVER_ERROR;
     }
