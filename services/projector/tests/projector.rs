@@ -1,6 +1,6 @@
 //! The projector between a real log and a real database.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use domain::{
     Key, Slug,
@@ -10,7 +10,7 @@ use domain::{
 };
 use eventlog::EventLog;
 use readmodel::{PgPool, Progress};
-use testkit::{Database, Nats, Postgres};
+use testkit::{Database, LossyDisk, Luck, Names, Nats, Postgres};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -233,4 +233,40 @@ async fn read_models_of_another_log_are_left_alone_until_they_are_rebuilt() {
     let live = projector::checksum(&pool).await.expect("computed");
     assert!(live.iter().any(|model| model.model == "events" && model.rows == last), "{live:?}");
     running.stop().await;
+}
+
+/// The disk is of both servers, and forgets what they did not sync. The projector's PostgreSQL commits before it syncs,
+/// as the one of `sluice up` does: a checkpoint may be lost with the rows it speaks of, never one without the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_power_loss_of_both_servers_it_goes_on_where_the_database_stands() {
+    let disk = Arc::new(LossyDisk::mount(Names::Journaled).expect("mounts"));
+    let mut nats = Nats::start_on(&disk).await.expect("nats-server starts");
+    let mut postgres = Postgres::start_on(&disk).await.expect("PostgreSQL starts");
+    let log = connect(&nats).await;
+    let mut pool = prepared(postgres.url()).await;
+    for loss in 0..3 {
+        let running = start(&log, &pool);
+        let writing = tokio::spawn({
+            let log = log.clone();
+            async move { happen(&log, 150).await }
+        });
+        let (progress, listening) = Progress::follow(pool.clone());
+        let listening = tokio::spawn(listening);
+        progress.reached(150 * loss + 50, SOON).await.expect("the projector works");
+        listening.abort();
+        let processes = [nats.processes(), postgres.processes()].concat();
+        disk.power_loss(&processes, Luck::Seeded(loss)).expect("the power comes back");
+        running.task.abort();
+        nats.restart().await.expect("nats-server starts again");
+        postgres.restart().await.expect("PostgreSQL starts again");
+        pool = prepared(postgres.url()).await;
+        tokio::time::timeout(SOON, writing).await.expect("in time").expect("nothing fails for good");
+
+        let running = start(&log, &pool);
+        let last = caught_up(&log, &pool).await;
+        let live = projector::checksum(&pool).await.expect("computed");
+        assert_eq!(projector::rebuild(&log, &pool, None).await.expect("rebuilt"), last);
+        assert_eq!(projector::checksum(&pool).await.expect("computed"), live, "loss {loss}");
+        running.stop().await;
+    }
 }

@@ -101,10 +101,14 @@ pub fn create_key(path: &Path) -> Result<(), Problem> {
         });
     let removed = std::fs::remove_file(&draft);
     match written {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(problem(e)),
-        Ok(()) => removed.map_err(problem),
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(problem(e)),
+        // Another's may not be durable yet.
+        Err(_) | Ok(()) => {}
     }
+    removed.map_err(problem)?;
+    // Whatever is sealed under the key outlives a power failure, so its name has to.
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(above).and_then(|directory| directory.sync_all()).map_err(problem)
 }
 
 pub(crate) struct Cipher(XChaCha20Poly1305);

@@ -4,14 +4,18 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpStream,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-use crate::process::{Server, find_program, free_port, random_secret, tethered};
+use crate::{
+    disk::LossyDisk,
+    process::{Server, find_program, free_port, random_secret, tethered},
+};
 
 const USER: &str = "sluice";
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -21,21 +25,31 @@ pub struct Nats {
     server: Option<Server>,
     program: PathBuf,
     port: u16,
+    password: String,
     url: String,
     directory: TempDir,
+    disk: Option<Arc<LossyDisk>>,
 }
 
 impl Nats {
     /// Starts a server with an empty store, configured as `sluice up` configures its own.
     pub async fn start() -> Result<Nats> {
+        Nats::start_with(None).await
+    }
+
+    /// The same with its store on `disk`.
+    pub async fn start_on(disk: &Arc<LossyDisk>) -> Result<Nats> {
+        Nats::start_with(Some(disk.clone())).await
+    }
+
+    async fn start_with(disk: Option<Arc<LossyDisk>>) -> Result<Nats> {
         let program = nats_server()?;
         let directory = TempDir::with_prefix("sluice-nats-").context("creating the store of nats-server")?;
         let port = free_port();
         let password = random_secret();
-        std::fs::write(directory.path().join("nats.conf"), configuration(&directory, port, &password))
-            .context("writing the configuration of nats-server")?;
         let url = format!("nats://{USER}:{password}@127.0.0.1:{port}");
-        let mut nats = Nats { server: None, program, port, url, directory };
+        let mut nats = Nats { server: None, program, port, password, url, directory, disk };
+        nats.configure(&nats.configuration())?;
         nats.restart().await?;
         Ok(nats)
     }
@@ -50,6 +64,25 @@ impl Nats {
         if let Some(mut server) = self.server.take() {
             server.kill();
         }
+    }
+
+    /// The processes that end with its disk's power (see [`LossyDisk::power_loss`]).
+    pub fn processes(&self) -> Vec<Pid> {
+        self.server.iter().map(Server::pid).collect()
+    }
+
+    /// From the next start on it syncs as nats-server does by itself, every two minutes, and not before every
+    /// acknowledgement.
+    pub fn sync_by_default(&self) -> Result<()> {
+        const ALWAYS: &str = "sync_interval: always";
+        let configuration = self.configuration();
+        anyhow::ensure!(configuration.contains(ALWAYS), "nats/server.conf no longer says `{ALWAYS}`");
+        self.configure(&configuration.replace(ALWAYS, ""))
+    }
+
+    /// From the next start on it syncs before every acknowledgement, as it did at first.
+    pub fn sync_always(&self) -> Result<()> {
+        self.configure(&self.configuration())
     }
 
     /// Stops the process where it stands, until [`Nats::thaw`]: it accepts connections and answers nothing.
@@ -73,15 +106,28 @@ impl Nats {
         self.server = Some(server);
         Ok(())
     }
+
+    /// Filled in here, not by the event log: that crate's own tests run against this server.
+    fn configuration(&self) -> String {
+        let store = self.disk.as_ref().map_or(self.directory.path(), |disk| disk.path()).join("store");
+        include_str!("../../../nats/server.conf")
+            .replace("{{port}}", &self.port.to_string())
+            .replace("{{store_dir}}", &store.to_string_lossy())
+            .replace("{{user}}", USER)
+            .replace("{{password}}", &self.password)
+    }
+
+    fn configure(&self, configuration: &str) -> Result<()> {
+        std::fs::write(self.directory.path().join("nats.conf"), configuration)
+            .context("writing the configuration of nats-server")
+    }
 }
 
-/// Filled in here, not by the event log: that crate's own tests run against this server.
-fn configuration(directory: &TempDir, port: u16, password: &str) -> String {
-    include_str!("../../../nats/server.conf")
-        .replace("{{port}}", &port.to_string())
-        .replace("{{store_dir}}", &directory.path().join("store").to_string_lossy())
-        .replace("{{user}}", USER)
-        .replace("{{password}}", password)
+impl Drop for Nats {
+    fn drop(&mut self) {
+        // Before its disk.
+        self.server = None;
+    }
 }
 
 /// The server greets only once its store has been read.

@@ -4,15 +4,19 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Signal, geteuid};
+use rustix::process::{Pid, Signal, geteuid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 
-use crate::process::{Server, find_program, free_port, random_secret, tethered};
+use crate::{
+    disk::LossyDisk,
+    process::{Server, find_program, free_port, random_secret, tethered},
+};
 
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// Names the cluster that is shared by a test run, with the rights to create databases.
@@ -25,26 +29,53 @@ const USER: &str = "postgres";
 pub struct Postgres {
     server: Option<Server>,
     binaries: PathBuf,
+    settings: &'static [&'static str],
     port: u16,
     url: String,
+    data: PathBuf,
     directory: TempDir,
+    _disk: Option<Arc<LossyDisk>>,
 }
+
+/// What a crash leaves is of no interest.
+const HURRIED: &[&str] = &["max_connections=200", "fsync=off", "full_page_writes=off"];
+/// Those of `sluice up`, for measuring.
+const AS_INSTALLED: &[&str] = &["max_connections=60", "shared_buffers=32MB", "synchronous_commit=off"];
 
 impl Postgres {
     /// Creates and starts a cluster (about a second).
     pub async fn start() -> Result<Postgres> {
+        Self::start_with(HURRIED, None).await
+    }
+
+    /// The same as durable as the one of `sluice up`, for measuring.
+    pub async fn start_like_sluice_up() -> Result<Postgres> {
+        Self::start_with(AS_INSTALLED, None).await
+    }
+
+    /// The same with its data on `disk`.
+    pub async fn start_on(disk: &Arc<LossyDisk>) -> Result<Postgres> {
+        Self::start_with(AS_INSTALLED, Some(disk.clone())).await
+    }
+
+    async fn start_with(settings: &'static [&'static str], disk: Option<Arc<LossyDisk>>) -> Result<Postgres> {
         let binaries = find_binaries()?;
         let directory =
             TempDir::with_prefix("sluice-postgres-").context("creating the data directory of PostgreSQL")?;
+        let home = disk.as_ref().map_or(directory.path().to_owned(), |disk| disk.path().join("postgres"));
+        std::fs::create_dir_all(&home).context("creating the data directory of PostgreSQL")?;
         if let Some(user) = other_user() {
             let (uid, gid) = ids_of(user)?;
-            chown(directory.path(), Some(uid), Some(gid)).context("handing the data directory to PostgreSQL's user")?;
+            for owned in [directory.path(), &home] {
+                chown(owned, Some(uid), Some(gid)).context("handing the data directory to PostgreSQL's user")?;
+            }
         }
         let password = random_secret();
-        create_cluster(&binaries, directory.path(), &password)?;
+        let data = home.join("data");
+        create_cluster(&binaries, directory.path(), &data, disk.is_some(), &password)?;
         let port = free_port();
         let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
-        let mut postgres = Postgres { server: None, binaries, port, url, directory };
+        let mut postgres = Postgres { server: None, binaries, settings, port, url, data, directory, _disk: disk };
         postgres.restart().await?;
         Ok(postgres)
     }
@@ -73,6 +104,15 @@ impl Postgres {
         Ok(Database { url: format!("{base}/{name}"), _cluster: cluster })
     }
 
+    /// The processes that end with its disk's power (see [`LossyDisk::power_loss`]).
+    pub fn processes(&self) -> Vec<Pid> {
+        let Some(server) = &self.server else { return vec![] };
+        let main = server.pid().as_raw_pid();
+        let children = std::fs::read_to_string(format!("/proc/{main}/task/{main}/children")).unwrap_or_default();
+        let children = children.split(' ').filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw));
+        std::iter::once(server.pid()).chain(children).collect()
+    }
+
     /// Ends the server at once, as a crash would. The data stays for [`Postgres::restart`].
     pub fn kill(&mut self) {
         self.server = None;
@@ -82,16 +122,10 @@ impl Postgres {
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;
         let mut command = tethered(&self.binaries.join("postgres"), "QUIT", other_user());
-        command.current_dir("/").arg("-D").arg(self.directory.path().join("data"));
+        command.current_dir("/").arg("-D").arg(&self.data);
         let port = self.port.to_string();
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            &format!("port={port}"),
-            "unix_socket_directories=",
-            "max_connections=200",
-            "fsync=off",
-            "full_page_writes=off",
-        ] {
+        let own = ["listen_addresses=127.0.0.1", &format!("port={port}"), "unix_socket_directories="];
+        for setting in own.iter().chain(self.settings) {
             command.args(["-c", setting]);
         }
         let log = self.directory.path().join("postgres.log");
@@ -122,14 +156,15 @@ async fn execute(url: &str, statement: String) -> Result<()> {
     connection.close().await.context("closing the connection to the test cluster")
 }
 
-fn create_cluster(binaries: &Path, directory: &Path, password: &str) -> Result<()> {
+fn create_cluster(binaries: &Path, directory: &Path, data: &Path, durable: bool, password: &str) -> Result<()> {
     let password_file = directory.join("password");
     std::fs::write(&password_file, password).context("writing the password of the test cluster")?;
     let output = tethered(&binaries.join("initdb"), "KILL", other_user())
         .arg("-D")
-        .arg(directory.join("data"))
+        .arg(data)
         .args(["--username", "postgres", "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8"])
-        .args(["--no-sync", "--no-instructions"])
+        .arg("--no-instructions")
+        .args((!durable).then_some("--no-sync"))
         .arg("--pwfile")
         .arg(&password_file)
         // The other user may not enter ours.

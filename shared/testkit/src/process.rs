@@ -79,6 +79,10 @@ impl Server {
         Ok(())
     }
 
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// Ends the server without a chance to clean up, as a crash would.
     pub(crate) fn kill(&mut self) {
         // Both fail only when the child has already been reaped.

@@ -38,7 +38,7 @@ pub(super) struct Connection<'a> {
 
 impl DataDir {
     pub(super) fn open(root: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&root).with_context(|| {
+        runtime::files::create_dir(&root).with_context(|| {
             format!("creating the data directory {}: set DATA_DIR to a directory you may write", root.display())
         })?;
         let lock =
@@ -92,7 +92,7 @@ impl DataDir {
 
     pub(super) fn create_dir(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
-        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        runtime::files::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(path)
     }
 }

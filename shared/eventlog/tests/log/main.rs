@@ -6,11 +6,12 @@ mod buckets;
 mod commands;
 mod follow;
 mod logs;
+mod power_loss;
 mod rpc;
 mod transaction;
 mod vault;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 use async_nats::ConnectOptions;
 use chrono::DateTime;
@@ -32,6 +33,11 @@ async fn connect(nats: &Nats) -> EventLog {
 
 fn config(nats: &Nats) -> Config {
     Config { url: nats.url().to_owned(), name: "test".into(), master_key: None }
+}
+
+async fn connect_with(url: &str, master_key: Option<&Path>) -> EventLog {
+    let config = Config { url: url.to_owned(), name: "test".into(), master_key: master_key.map(Path::to_owned) };
+    EventLog::connect(&config).await.expect("the log opens")
 }
 
 /// A bare connection, for what the log itself does not let through.

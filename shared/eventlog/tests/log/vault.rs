@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use eventlog::{Config, ConnectError, Error, EventLog, Secret, vault};
-use testkit::Nats;
+use testkit::{LossyDisk, Luck, Names, Nats};
 
 use crate::{bare, config, start};
 
@@ -48,6 +48,18 @@ async fn without_a_key_the_vault_stays_shut() {
     let (_nats, log) = start().await;
     let refused = log.vault().put("a", &Secret::new("x")).await;
     assert!(matches!(refused, Err(Error::Vault(vault::Problem::NoKey))), "{refused:?}");
+}
+
+#[test]
+fn a_key_that_was_made_survives_a_power_loss() {
+    for luck in [Luck::None, Luck::Seeded(1), Luck::Seeded(2)] {
+        let disk = LossyDisk::mount(Names::Posix).expect("mounts");
+        let key = disk.path().join("master.key");
+        vault::create_key(&key).expect("created");
+        let made = std::fs::read(&key).expect("readable");
+        disk.power_loss(&[], luck).expect("the power comes back");
+        assert_eq!(std::fs::read(&key).expect("is there"), made);
+    }
 }
 
 #[tokio::test]

@@ -302,8 +302,7 @@ impl Filesystem for Fuse {
             let names = entries.live.iter().map(|(name, child)| (name.as_os_str(), *child));
             let skipped = usize(offset)?;
             for (index, (name, child)) in itself.into_iter().chain(names).enumerate().skip(skipped) {
-                let kind =
-                    if store.entries(child).is_some() { FileType::Directory } else { FileType::RegularFile };
+                let kind = if store.entries(child).is_some() { FileType::Directory } else { FileType::RegularFile };
                 if reply.add(INodeNo(child), index as u64 + 1, kind, name) {
                     break;
                 }

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 const SOURCE: &str = "sluice-lossy-disk";
 const END_DEADLINE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What makes the name of a file durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,11 @@ impl LossyDisk {
     /// Cuts the power, of the disk and of the processes `users` at the same instant, and puts it on again once they
     /// are gone. They must be all that use the disk.
     pub fn power_loss(&self, users: &[Pid], luck: Luck) -> Result<()> {
+        self.power_loss_until(users, luck, || true)
+    }
+
+    /// The same where this process is a user too: everything that it asks for fails until `settled`.
+    pub fn power_loss_until(&self, users: &[Pid], luck: Luck, settled: impl Fn() -> bool) -> Result<()> {
         self.shared.lock().power = Power::Cut;
         let killed: Vec<_> = users.iter().map(|pid| kill_process(*pid, Signal::KILL)).collect();
         // A process cannot die while it waits for an answer of ours.
@@ -115,6 +121,10 @@ impl LossyDisk {
             }
             await_end(*pid)
         });
+        let end = Instant::now() + END_DEADLINE;
+        while !settled() && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
         let mut state = self.shared.lock();
         state.store.lose_power(luck);
         state.power = Power::On;
@@ -158,7 +168,7 @@ fn await_end(pid: Pid) -> Result<()> {
         if Instant::now() > end {
             bail!("process {pid} was killed and did not end within {END_DEADLINE:?}");
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(PAUSE);
     }
     Ok(())
 }

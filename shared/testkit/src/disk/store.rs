@@ -1,7 +1,7 @@
 //! What a disk holds, twice: as programs see it, and as it would be found after a loss of power.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     ffi::{OsStr, OsString},
 };
 
@@ -19,6 +19,8 @@ pub(super) struct Store {
     next: u64,
     /// Changes of directories that nothing has made durable yet, in order.
     pending: Vec<Change>,
+    /// How many of them name a node: most syncs find none of theirs.
+    named: HashMap<u64, usize>,
 }
 
 /// A file or a directory. Owner and mode are taken as durable at once.
@@ -27,6 +29,8 @@ pub(super) struct Node {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) body: Body,
+    /// The directory of its newest name.
+    parent: u64,
 }
 
 pub(super) enum Body {
@@ -61,11 +65,11 @@ struct Edit {
 
 impl Node {
     pub(super) fn file(mode: u16, uid: u32, gid: u32) -> Node {
-        Node { mode, uid, gid, body: Body::File(Content::default()) }
+        Node { mode, uid, gid, body: Body::File(Content::default()), parent: ROOT }
     }
 
     pub(super) fn directory(mode: u16, uid: u32, gid: u32) -> Node {
-        Node { mode, uid, gid, body: Body::Directory(Entries::default()) }
+        Node { mode, uid, gid, body: Body::Directory(Entries::default()), parent: ROOT }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -140,7 +144,7 @@ fn copy_page(from: &[u8], to: &mut [u8], page: usize) {
 
 impl Store {
     pub(super) fn new(names: Names, root: Node) -> Store {
-        Store { names, nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1, pending: vec![] }
+        Store { names, nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1, pending: vec![], named: HashMap::new() }
     }
 
     pub(super) fn node(&self, number: u64) -> Option<&Node> {
@@ -182,6 +186,13 @@ impl Store {
     pub(super) fn change(&mut self, edits: Vec<(u64, &OsStr, Option<u64>)>) {
         let edit = |(directory, name, node): (u64, &OsStr, _)| Edit { directory, name: name.to_owned(), node };
         let change = Change(edits.into_iter().map(edit).collect());
+        for edit in &change.0 {
+            let Some(number) = edit.node else { continue };
+            *self.named.entry(number).or_default() += 1;
+            if let Some(node) = self.nodes.get_mut(&number) {
+                node.parent = edit.directory;
+            }
+        }
         self.apply(&change, |entries| &mut entries.live);
         self.pending.push(change);
     }
@@ -205,35 +216,39 @@ impl Store {
             None => return,
         }
         if matches!(self.names, Names::Journaled) {
-            let mut kept = HashSet::from([number]);
-            loop {
-                let above = self.pending.iter().flat_map(|change| &change.0);
-                let above: Vec<u64> =
-                    above.filter(|edit| edit.node.is_some_and(|n| kept.contains(&n))).map(|edit| edit.directory).collect();
-                let before = kept.len();
-                kept.extend(above);
-                if kept.len() == before {
-                    break;
-                }
+            let path: Vec<u64> = std::iter::successors(Some(number), |number| {
+                self.nodes.get(number).map(|node| node.parent).filter(|parent| *parent != ROOT)
+            })
+            .collect();
+            if path.iter().any(|number| self.named.contains_key(number)) {
+                self.settle(|edit| edit.node.is_some_and(|node| path.contains(&node)));
             }
-            self.settle(|edit| edit.node.is_some_and(|node| kept.contains(&node)));
         }
     }
 
     /// Makes the pending changes durable that have an edit as `wanted`, and the earlier ones they stand on.
     fn settle(&mut self, wanted: impl Fn(&Edit) -> bool) {
-        let mut names: HashSet<(u64, OsString)> = HashSet::new();
+        let mut names: HashSet<(u64, &OsStr)> = HashSet::new();
         let mut settled = vec![false; self.pending.len()];
         for (index, change) in self.pending.iter().enumerate().rev() {
-            if change.0.iter().any(|edit| wanted(edit) || names.contains(&(edit.directory, edit.name.clone()))) {
+            let stands_on = |edit: &Edit| !names.is_empty() && names.contains(&(edit.directory, edit.name.as_os_str()));
+            if change.0.iter().any(|edit| wanted(edit) || stands_on(edit)) {
                 settled[index] = true;
-                names.extend(change.0.iter().map(|edit| (edit.directory, edit.name.clone())));
+                names.extend(change.0.iter().map(|edit| (edit.directory, edit.name.as_os_str())));
             }
         }
         let pending = std::mem::take(&mut self.pending);
         for (change, settled) in pending.into_iter().zip(settled) {
             if settled {
                 self.apply(&change, |entries| &mut entries.durable);
+                for number in change.0.iter().filter_map(|edit| edit.node) {
+                    if let Entry::Occupied(mut count) = self.named.entry(number) {
+                        *count.get_mut() -= 1;
+                        if *count.get() == 0 {
+                            count.remove();
+                        }
+                    }
+                }
             } else {
                 self.pending.push(change);
             }
@@ -247,6 +262,7 @@ impl Store {
             Luck::Seeded(seed) => Some(StdRng::seed_from_u64(seed)),
         };
         let pending = std::mem::take(&mut self.pending);
+        self.named.clear();
         if let Some(luck) = &mut luck {
             // A journal is written in order. Without one each change is on its own, unless it stands on a lost one.
             let journaled = luck.random_range(0..=pending.len());
@@ -280,7 +296,8 @@ impl Store {
     fn forget_unreachable(&mut self) {
         let (mut reachable, mut open) = (HashSet::from([ROOT]), vec![ROOT]);
         while let Some(number) = open.pop() {
-            let children: Vec<u64> = self.entries(number).map(|e| e.live.values().copied().collect()).unwrap_or_default();
+            let children: Vec<u64> =
+                self.entries(number).map(|e| e.live.values().copied().collect()).unwrap_or_default();
             open.extend(children.into_iter().filter(|child| reachable.insert(*child)));
         }
         self.nodes.retain(|number, _| reachable.contains(number));
