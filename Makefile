@@ -8,7 +8,7 @@ SAMPLE_PROFILE := dev
 WITH_SERVICES := $(TARGET)/debug/with-services
 
 .DEFAULT_GOAL := help
-.PHONY: help up hello test demo bench check fmt sqlx snapshots tools sample-app with-services clean-tools
+.PHONY: help up hello test demo storm bench check fmt sqlx snapshots tools sample-app with-services clean-tools
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -41,6 +41,12 @@ bench: sample-app ## Measure beside the peers, all or MEASURES=".." in ROUNDS=5 
 	cargo build --locked --release -p bench
 	@exec env ROUNDS=$(or $(ROUNDS),5) scripts/with-engine $(TARGET)/release/bench $(TARGET)/release/sluice $(MEASURES)
 
+storm: SAMPLE_PROFILE := release
+storm: sample-app ## Kill, hang and cut off everything under load (KILLS=50 SEED=..; writes target/report/storm.json)
+	@scripts/install build nats postgres storm
+	cargo build --locked --release -p sluice -p storm
+	@$(if $(filter 0,$(shell id -u)),,sudo --preserve-env=KILLS,SEED,FAULTS,NATS_SERVER )$(TARGET)/release/storm $(TARGET)/release/sluice
+
 check: with-services ## Formatting, lints, query snapshots, dependencies
 	@scripts/install build postgres checkers
 	cargo fmt --all --check
@@ -60,7 +66,7 @@ snapshots: tools with-services sample-app ## Run the tests and accept every chan
 	INSTA_UPDATE=always scripts/with-engine $(WITH_SERVICES) -- cargo nextest run --locked --workspace
 
 tools: ## Install what the tests need
-	@scripts/install build nats postgres dockerd registry nextest
+	@scripts/install build nats postgres dockerd registry storm nextest
 
 with-services:
 	@scripts/install build

@@ -47,20 +47,43 @@ impl Docker {
     /// Connects to the engine named in `DOCKER_HOST`, else to the one at the default socket. Whatever is loaded
     /// through this connection stays.
     pub async fn connect() -> Result<Docker> {
-        let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| DEFAULT_SOCKET.into());
-        let client = connect(&host).await.with_context(|| format!("connecting to the Docker engine at {host}"))?;
-        Ok(Docker { client, host, mark: None, daemon: None })
+        Docker::connect_to(&std::env::var("DOCKER_HOST").unwrap_or_else(|_| DEFAULT_SOCKET.into())).await
+    }
+
+    /// The same for the engine at `host`, as `DOCKER_HOST` takes it.
+    pub async fn connect_to(host: &str) -> Result<Docker> {
+        let client = connect(host).await.with_context(|| format!("connecting to the Docker engine at {host}"))?;
+        Ok(Docker { client, host: host.to_owned(), mark: None, daemon: None })
     }
 
     /// Starts a private daemon. It leaves the machine's network rules alone, so that several can run beside each
     /// other and beside the machine's own; in return it has no default bridge: containers need a network by name.
     pub async fn start_private() -> Result<Docker> {
-        Docker::private(None).await
+        Docker::private(None, Network::Machine).await
     }
 
     /// A private daemon on a disk of `mebibytes`, to be filled.
     pub async fn start_private_with_room(mebibytes: u32) -> Result<Docker> {
-        Docker::private(Some(mebibytes)).await
+        Docker::private(Some(mebibytes), Network::Machine).await
+    }
+
+    /// A private daemon in a network namespace of its own, set up as it comes: with a default bridge, network rules
+    /// and published ports, which only those reach who enter [`Docker::namespace`].
+    pub async fn start_in_namespace() -> Result<Docker> {
+        let docker = Docker::private(None, Network::Own).await?;
+        let loopback = Command::new("nsenter")
+            .arg(format!("--net={}", docker.namespace()?.display()))
+            .args(["--", "ip", "link", "set", "lo", "up"])
+            .status();
+        if !loopback.context("bringing the loopback device up: `ip` and `nsenter` are needed")?.success() {
+            bail!("the loopback device of the daemon's namespace did not come up");
+        }
+        Ok(docker)
+    }
+
+    /// Leads to the network namespace that the private daemon runs in.
+    pub fn namespace(&self) -> Result<PathBuf> {
+        Ok(format!("/proc/{}/ns/net", self.server()?.pid().as_raw_nonzero()).into())
     }
 
     /// Kills a private daemon as a crash would; its containers run on for now.
@@ -94,7 +117,7 @@ impl Docker {
 
     fn server(&self) -> Result<&Server> {
         let daemon = self.daemon.as_ref().and_then(|daemon| daemon.server.as_ref());
-        daemon.context("only a private daemon that runs can be frozen")
+        daemon.context("there is no private daemon that runs")
     }
 
     /// Starts a killed private daemon again.
@@ -102,11 +125,11 @@ impl Docker {
         self.daemon.as_mut().context("only a private daemon can be started again")?.run().await
     }
 
-    async fn private(room: Option<u32>) -> Result<Docker> {
+    async fn private(room: Option<u32>, network: Network) -> Result<Docker> {
         if !geteuid().is_root() {
             bail!("no Docker engine answers, and only root may start a private one: start one or set DOCKER_HOST");
         }
-        let daemon = Daemon::start(room).await?;
+        let daemon = Daemon::start(room, network).await?;
         let host = daemon.host();
         let client = connect(&host).await.context("connecting to the private dockerd")?;
         Ok(Docker { client, host, mark: None, daemon: Some(daemon) })
@@ -144,17 +167,26 @@ async fn connect(host: &str) -> Result<bollard::Docker> {
     Ok(client.negotiate_version().await?)
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Network {
+    /// The machine's, whose rules are left alone.
+    Machine,
+    /// A namespace of its own.
+    Own,
+}
+
 struct Daemon {
     server: Option<Server>,
     /// And its containers may still run.
     killed: bool,
     program: PathBuf,
     address_pool: String,
+    network: Network,
     directory: TempDir,
 }
 
 impl Daemon {
-    async fn start(room: Option<u32>) -> Result<Daemon> {
+    async fn start(room: Option<u32>, network: Network) -> Result<Daemon> {
         let program = find_program("dockerd")
             .context("no dockerd found: run `make tools`, or install Debian's docker.io package")?;
         let directory = TempDir::with_prefix("sluice-docker-").context("creating the data root of dockerd")?;
@@ -162,7 +194,7 @@ impl Daemon {
         // so that two daemons rarely meet; dockerd itself avoids what is in use at that moment.
         let (half, part) = (rand::random_range(18..20_u8), rand::random_range(0..16_u8) * 16);
         let address_pool = format!("base=198.{half}.{part}.0/20,size=27");
-        let mut daemon = Daemon { server: None, killed: false, program, address_pool, directory };
+        let mut daemon = Daemon { server: None, killed: false, program, address_pool, network, directory };
         if let Some(mebibytes) = room {
             let data = daemon.path("data");
             std::fs::create_dir(&data).context("creating a small disk")?;
@@ -177,7 +209,14 @@ impl Daemon {
     }
 
     async fn run(&mut self) -> Result<()> {
-        let mut command = tethered(&self.program, "TERM", None);
+        let mut command = match self.network {
+            Network::Machine => tethered(&self.program, "TERM", None),
+            Network::Own => {
+                let mut command = tethered(Path::new("unshare"), "TERM", None);
+                command.args(["--net", "--"]).arg(&self.program);
+                command
+            }
+        };
         command
             .arg("--data-root")
             .arg(self.path("data"))
@@ -187,8 +226,11 @@ impl Daemon {
             .arg(self.path("docker.pid"))
             .args(["--host", &self.host()])
             .args(["--default-address-pool", &self.address_pool])
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"])
             .args(["--shutdown-timeout=5", "--log-level=warn"]);
+        if self.network == Network::Machine {
+            command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
+            command.args(["--ip-forward=false", "--ip-masq=false"]);
+        }
         let mut server = Server::spawn("dockerd", &mut command, self.path("docker.log"), Signal::TERM)?;
         let host = self.host();
         server.ready(READY_DEADLINE, async || connect(&host).await.is_ok()).await?;
