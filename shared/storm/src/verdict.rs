@@ -11,7 +11,7 @@ mod present;
 mod tests;
 
 pub use evidence::{Accepted, Asked, Container, Deployed, Evidence, Made, Network, key};
-pub use gather::Scene;
+pub use gather::{Scene, View};
 use serde::{Deserialize, Serialize};
 
 /// The counts of what went wrong, and a sentence for each. All zero is as it should be.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    path::PathBuf,
     pin::pin,
     time::Duration,
 };
@@ -48,6 +49,17 @@ pub struct Scene<'a> {
     pub private: bool,
 }
 
+/// The same from outside: enough to look, and out of the way of whoever still kills parts of it.
+#[derive(Clone)]
+pub struct View {
+    pub data_dir: PathBuf,
+    /// Address and port that take traffic.
+    pub edge: String,
+    pub engine: bollard::Docker,
+    /// See [`Scene::private`].
+    pub private: bool,
+}
+
 /// Where the parts listen, as `sluice up` has written it down.
 #[derive(Deserialize)]
 struct Connection {
@@ -67,21 +79,59 @@ impl Scene<'_> {
     /// Waits until everything is quiet, then judges. `accepted` and `made` are what was noted meanwhile. An error means
     /// that a part does not answer.
     pub async fn verdict(&self, accepted: Vec<Accepted>, made: Vec<Made>) -> Result<Verdict> {
-        let ways = self.ways().await?;
+        let view = View {
+            data_dir: self.sluice.data_dir().to_owned(),
+            edge: self.sluice.edge().to_owned(),
+            engine: self.engine.clone(),
+            private: self.private,
+        };
+        let ways = view.ways().await?;
         let mut evidence = Evidence { accepted, made, ..Evidence::default() };
-        let judged = self.settled(&ways, &mut evidence).await;
-        let built = match judged {
+        let judged = match view.settled(&ways, &mut evidence).await {
             Ok(()) => self.rebuilt(&ways, &mut evidence).await,
             Err(error) => Err(error),
         };
-        ways.log.close().await;
-        ways.pool.close().await;
-        built?;
+        ways.close().await;
+        judged?;
+        Ok(judge(&evidence))
+    }
+
+    /// Builds the read models anew; the checksums before and after, of the same position.
+    async fn rebuilt(&self, ways: &Ways, evidence: &mut Evidence) -> Result<()> {
+        let end = Instant::now() + SETTLED;
+        loop {
+            evidence.live = readmodel::checksum(&ways.pool).await?;
+            self.sluice.run(&["projector", "rebuild"]).await?;
+            evidence.rebuilt = readmodel::checksum(&ways.pool).await?;
+            let positions = |sums: &[Checksum]| sums.iter().map(|sum| sum.sequence).collect::<Vec<_>>();
+            // An observation of the engine may come in between.
+            if positions(&evidence.live) == positions(&evidence.rebuilt) || Instant::now() > end {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Ways {
+    async fn close(self) {
+        self.log.close().await;
+        self.pool.close().await;
+    }
+}
+
+impl View {
+    /// Waits until everything is quiet, then judges what can be seen without building anything anew.
+    pub async fn quiet(&self, accepted: Vec<Accepted>, made: Vec<Made>) -> Result<Verdict> {
+        let ways = self.ways().await?;
+        let mut evidence = Evidence { accepted, made, ..Evidence::default() };
+        let settled = self.settled(&ways, &mut evidence).await;
+        ways.close().await;
+        settled?;
         Ok(judge(&evidence))
     }
 
     async fn ways(&self) -> Result<Ways> {
-        let path = self.sluice.data_dir().join("connection.json");
+        let path = self.data_dir.join("connection.json");
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let connection: Connection = serde_json::from_slice(&text).context("reading where the parts listen")?;
         let log = eventlog::Config { url: connection.nats_url.clone(), name: "verdict".into(), master_key: None };
@@ -203,7 +253,7 @@ impl Scene<'_> {
 
     async fn ask(&self, ways: &Ways, edge: &EdgePresence, route: &Route) -> Result<domain::DeploymentId, String> {
         let get = |address: &str| ways.http.get(format!("http://{address}{}", route.path)).header("host", &route.host);
-        let plain = get(self.sluice.edge()).send().await.map_err(|error| format!("a request failed: {error}"))?;
+        let plain = get(&self.edge).send().await.map_err(|error| format!("a request failed: {error}"))?;
         if !plain.status().is_success() {
             return Err(format!("a request was answered with {}", plain.status()));
         }
@@ -211,21 +261,6 @@ impl Scene<'_> {
         let probe = probe.map_err(|error| format!("a probe through edge {} failed: {error}", edge.id))?;
         let by = probe.headers().get(DEPLOYMENT_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         by.parse().map_err(|_| format!("a probe through edge {} was answered by no deployment", edge.id))
-    }
-
-    /// Builds the read models anew; the checksums before and after, of the same position.
-    async fn rebuilt(&self, ways: &Ways, evidence: &mut Evidence) -> Result<()> {
-        let end = Instant::now() + SETTLED;
-        loop {
-            evidence.live = readmodel::checksum(&ways.pool).await?;
-            self.sluice.run(&["projector", "rebuild"]).await?;
-            evidence.rebuilt = readmodel::checksum(&ways.pool).await?;
-            let positions = |sums: &[Checksum]| sums.iter().map(|sum| sum.sequence).collect::<Vec<_>>();
-            // An observation of the engine may come in between.
-            if positions(&evidence.live) == positions(&evidence.rebuilt) || Instant::now() > end {
-                return Ok(());
-            }
-        }
     }
 }
 

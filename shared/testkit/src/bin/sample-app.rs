@@ -10,7 +10,7 @@
 //! - `IGNORE_SIGTERM`: lives until killed
 //! - `ALLOCATE_MB`: fills this much memory once it listens
 //!
-//! Paths: `/healthz`, `/slow?ms=`, `/headers` (the request's, as JSON), `/ws` (websocket echo), `/env?name=`,
+//! Paths: `/healthz`, `/break` (from then on `/healthz` answers 500), `/slow?ms=`, `/headers` (the request's, as JSON), `/ws` (websocket echo), `/env?name=`,
 //! `/log?text=` (a line on stdout); every other path, by any method, answers the version and the path.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what an application in a container logs to")]
 
@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     env, future, process,
     str::FromStr,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -44,6 +45,8 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
+/// Whether `/break` was asked for.
+static BROKEN: AtomicBool = AtomicBool::new(false);
 /// Open websockets and requests are cut off this long after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -73,6 +76,7 @@ async fn serve(port: u16, mut terminate: Signal) {
     let _ballast = vec![1_u8; setting("ALLOCATE_MB").unwrap_or(0_usize) << 20];
     let app = Router::new()
         .route("/healthz", get(health))
+        .route("/break", get(async || BROKEN.store(true, Ordering::Relaxed)))
         .route("/slow", get(slow))
         .route("/headers", get(headers))
         .route("/ws", get(websocket))
@@ -110,7 +114,8 @@ async fn mark(request: Request, next: Next) -> Response {
 
 async fn health(State(started): State<Instant>) -> StatusCode {
     sleep(milliseconds("HEALTH_DELAY_MS").unwrap_or_default()).await;
-    if milliseconds("UNHEALTHY_AFTER_MS").is_some_and(|after| started.elapsed() >= after) {
+    let late = milliseconds("UNHEALTHY_AFTER_MS").is_some_and(|after| started.elapsed() >= after);
+    if late || BROKEN.load(Ordering::Relaxed) {
         return StatusCode::INTERNAL_SERVER_ERROR;
     }
     setting("HEALTH_STATUS").and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK)
