@@ -143,13 +143,17 @@ impl Successor {
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
         let pid = child.id().context("it ended at once")?;
-        send_socket(&ours, listener).await.context("handing the listening socket over")?;
+        let sent = send_socket(&ours, listener).await;
         let mut successor = Self { pid, child, channel: Channel::new(ours) };
-        match timeout(READY_LIMIT, successor.channel.send(&Message::Estate(estate))).await {
+        let give = async {
+            sent?;
+            successor.channel.send(&Message::Estate(estate)).await
+        };
+        match timeout(READY_LIMIT, give).await {
             Ok(Ok(())) => Ok(successor),
             // Its status says more than our broken pipe.
-            Ok(Err(_)) => Err(successor.failure("it took the routes").await),
-            Err(_) => Err(successor.kill(format!("it did not take the routes within {READY_LIMIT:?}")).await),
+            Ok(Err(_)) => Err(successor.failure("it took over").await),
+            Err(_) => Err(successor.kill(format!("it did not take over within {READY_LIMIT:?}")).await),
         }
     }
 
