@@ -5,7 +5,17 @@
 //! fails when a target is missed. Must never be a dependency of anything.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod append;
+mod deployed;
+mod deployments;
+mod history;
+mod latency;
 mod machine;
+mod naive;
+mod overhead;
+mod parts;
+mod queue;
+mod rebuild;
 mod report;
 mod row;
 
@@ -27,7 +37,14 @@ const FEWEST_ROUNDS: usize = 5;
 type Measuring<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>>> + 'a>>;
 
 /// Every measure, in the order in which it runs.
-const MEASURES: &[(&str, for<'a> fn(&'a Bench) -> Measuring<'a>)] = &[];
+const MEASURES: &[(&str, for<'a> fn(&'a Bench) -> Measuring<'a>)] = &[
+    ("deployments", |bench| Box::pin(deployments::run(bench))),
+    ("overhead", |bench| Box::pin(overhead::run(bench))),
+    ("append", |bench| Box::pin(append::run(bench))),
+    ("latency", |bench| Box::pin(latency::run(bench))),
+    ("rebuild", |bench| Box::pin(rebuild::run(bench))),
+    ("queue", |bench| Box::pin(queue::run(bench))),
+];
 
 /// What every measure gets.
 pub(crate) struct Bench {

@@ -3,8 +3,11 @@
 //! An event's name is written once, as the serde name of its variant (`deployment.requested.v1`);
 //! subject and CloudEvents type are derived from it.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{Aggregate, Key, project, registry, route, stage};
@@ -85,7 +88,7 @@ pub struct Recorded {
     pub body: String,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Wire<E> {
     specversion: String,
     id: Uuid,
@@ -96,6 +99,27 @@ struct Wire<E> {
     context: Context,
     #[serde(flatten)]
     event: E,
+}
+
+/// The same as it comes back. What the event's type defines stays text until the type is known: a replay reads
+/// millions of these, and most of its time would go into values that are looked at once.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "specversion")]
+    _specversion: IgnoredAny,
+    id: Uuid,
+    #[serde(rename = "source")]
+    _source: IgnoredAny,
+    #[serde(rename = "subject")]
+    _subject: IgnoredAny,
+    #[serde(rename = "datacontenttype")]
+    _datacontenttype: IgnoredAny,
+    #[serde(flatten)]
+    context: Context,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
 }
 
 /// Why a stored message could not be read. A projector stops on it: an event is never skipped.
@@ -156,7 +180,7 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
 /// Reads a stored event of an aggregate whose kind is known: what folding needs. Every way of reading
 /// goes through here, so that older shapes are brought up to date in one place.
 pub fn decode_as<A: Aggregate>(sequence: u64, subject: &str, body: &[u8]) -> Result<(Context, A::Event), DecodeError> {
-    wire::<A>(sequence, subject, body).map(|(_, wire)| (wire.context, wire.event))
+    open::<A>(sequence, subject, body).map(|(envelope, event)| (envelope.context, event))
 }
 
 fn record<'a, A: Aggregate>(
@@ -165,29 +189,43 @@ fn record<'a, A: Aggregate>(
     body: &[u8],
     key: impl Iterator<Item = &'a str>,
 ) -> Result<Recorded, DecodeError> {
-    let (kind, wire) = wire::<A>(sequence, subject, body)?;
+    let (envelope, event) = open::<A>(sequence, subject, body)?;
+    let kind = envelope.kind.into_owned();
     let body = String::from_utf8_lossy(body).into_owned();
     Ok(Recorded {
         sequence,
-        id: wire.id,
+        id: envelope.id,
         subject: subject.to_owned(),
         key: key.map(str::to_owned).collect(),
         kind,
-        context: wire.context,
-        event: wire.event.into(),
+        context: envelope.context,
+        event: event.into(),
         body,
     })
 }
 
-/// The CloudEvents type, and the rest.
-fn wire<A: Aggregate>(sequence: u64, subject: &str, body: &[u8]) -> Result<(String, Wire<A::Event>), DecodeError> {
+/// The envelope, and the event in it.
+fn open<'a, A: Aggregate>(
+    sequence: u64,
+    subject: &str,
+    body: &'a [u8],
+) -> Result<(Envelope<'a>, A::Event), DecodeError> {
     let undecodable = |source| DecodeError::Undecodable { sequence, subject: subject.to_owned(), source };
-    let mut body: serde_json::Value = serde_json::from_slice(body).map_err(undecodable)?;
-    let kind = body["type"].as_str().unwrap_or_default().to_owned();
+    let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(undecodable)?;
+    let kind = envelope.kind.as_ref();
     let name = kind.strip_prefix("dev.sluice.").and_then(|k| k.strip_prefix(A::NAME)).and_then(|k| k.strip_prefix('.'));
-    body["type"] = name.unwrap_or(&kind).into();
-    let wire = serde_json::from_value(body).map_err(undecodable)?;
-    Ok((kind, wire))
+    let tagged = Tagged { r#type: name.unwrap_or(kind), data: envelope.data };
+    // With the name in front, the data is read straight into its type.
+    let event = serde_json::to_string(&tagged).and_then(|text| serde_json::from_str(&text)).map_err(undecodable)?;
+    Ok((envelope, event))
+}
+
+/// The form of every aggregate's `Event`.
+#[derive(Serialize)]
+struct Tagged<'a> {
+    r#type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
 }
 
 /// The serde name of the event's variant: every aggregate's `Event` is adjacently tagged by `type`.

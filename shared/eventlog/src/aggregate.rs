@@ -1,12 +1,12 @@
 //! Carrying out a command on one aggregate.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use domain::{Aggregate, Context, Key};
 use tokio::time::Instant;
 
 use crate::{
-    Committed, EventLog,
+    Committed, EventLog, Loaded,
     append::{AppendError, stage},
     error::{Error, ExecuteError},
     fold::Known,
@@ -25,8 +25,11 @@ impl EventLog {
         context: &Context,
     ) -> Result<Committed, ExecuteError<A::Rejection>> {
         let deadline = Instant::now() + PATIENCE;
+        // What is remembered may be old news, but the append would notice: it names the position it was decided on.
+        let mut remembered = self.cached::<A>(&key.filter());
         loop {
-            let attempt = tokio::time::timeout_at(deadline, self.attempt(key, command.clone(), context)).await;
+            let attempt = self.attempt(key, remembered.take(), command.clone(), context);
+            let attempt = tokio::time::timeout_at(deadline, attempt).await;
             let lost = match attempt {
                 Ok(Ok(committed)) => return Ok(committed),
                 Ok(Err(Attempt::Refused(refused))) => return Err(refused),
@@ -46,23 +49,36 @@ impl EventLog {
     async fn attempt<A: Aggregate>(
         &self,
         key: &Key<A>,
+        remembered: Option<Arc<Loaded<A>>>,
         command: A::Command,
         context: &Context,
     ) -> Result<Committed, Attempt<A::Rejection>> {
-        let folded = self.fold(key).await?;
+        let current = remembered.is_none();
+        let folded = match remembered {
+            Some(remembered) => remembered,
+            None => self.fold(key).await?,
+        };
         match folded.knows(context) {
             Known::New => {}
             Known::Done { sequence } => return Ok(Committed { sequence, events: vec![] }),
             Known::Reused => return Err(Attempt::Refused(ExecuteError::KeyReused)),
         }
-        let decided = folded.state.decide(command).map_err(|r| Attempt::Refused(ExecuteError::Rejected(r)))?;
+        let decided = match folded.state.decide(command) {
+            // No append would notice that these were decided on old news.
+            Ok(events) if events.is_empty() && !current => return Err(Attempt::Conflict),
+            Err(_) if !current => return Err(Attempt::Conflict),
+            Ok(events) => events,
+            Err(rejection) => return Err(Attempt::Refused(ExecuteError::Rejected(rejection))),
+        };
         let staged = stage(key, Some(folded.version), &decided, 0, context)?;
         let events = self.append(&staged).await.map_err(|error| match error {
             AppendError::Conflict => Attempt::Conflict,
             AppendError::Lost(error) => Attempt::Lost(error),
             AppendError::Failed(error) => Attempt::Refused(error.into()),
         })?;
-        Ok(Committed { sequence: events.last().map_or(folded.version, |event| event.sequence), events })
+        let sequence = events.last().map_or(folded.version, |event| event.sequence);
+        self.appended(key, folded, &decided, sequence, context);
+        Ok(Committed { sequence, events })
     }
 }
 

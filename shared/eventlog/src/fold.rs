@@ -65,18 +65,22 @@ impl<A: Aggregate> Loaded<A> {
 
     fn apply(&mut self, sequence: u64, subject: &str, body: &[u8]) -> Result<(), Error> {
         let (context, event) = domain::decode_as::<A>(sequence, subject, body)?;
-        self.state.evolve(&event);
+        self.evolve(&event, sequence, context.command_id, context.command_hash);
+        Ok(())
+    }
+
+    fn evolve(&mut self, event: &A::Event, sequence: u64, command: Uuid, hash: Option<String>) {
+        self.state.evolve(event);
         self.version = sequence;
         // All events of one decision stand side by side.
-        if let Some(seen) = self.commands.back_mut().filter(|seen| seen.command == context.command_id) {
+        if let Some(seen) = self.commands.back_mut().filter(|seen| seen.command == command) {
             seen.sequence = sequence;
         } else {
-            self.commands.push_back(Seen { command: context.command_id, hash: context.command_hash, sequence });
+            self.commands.push_back(Seen { command, hash, sequence });
         }
         if self.commands.len() > REMEMBERED {
             self.commands.pop_front();
         }
-        Ok(())
     }
 }
 
@@ -87,7 +91,7 @@ impl EventLog {
     }
 
     /// Like `load`, without a copy.
-    pub(crate) async fn fold<A: Aggregate>(&self, key: &Key<A>) -> Result<Arc<Loaded<A>>, Error> {
+    pub async fn fold<A: Aggregate>(&self, key: &Key<A>) -> Result<Arc<Loaded<A>>, Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.read(key).await {
@@ -115,7 +119,36 @@ impl EventLog {
         Ok(folded)
     }
 
-    fn cached<A: Aggregate>(&self, filter: &str) -> Option<Arc<Loaded<A>>> {
+    /// Remembers `folded` with the `events` that were written behind it; the last of them lies at `sequence`.
+    pub(crate) fn appended<A: Aggregate>(
+        &self,
+        key: &Key<A>,
+        mut folded: Arc<Loaded<A>>,
+        events: &[A::Event],
+        sequence: u64,
+        context: &Context,
+    ) {
+        if events.is_empty() {
+            return;
+        }
+        let filter = key.filter();
+        let mut cache = self.inner.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match cache.0.pop(&filter).map(Arc::downcast::<Loaded<A>>) {
+            // Another task has read what we wrote.
+            Some(Ok(held)) if held.version > folded.version => folded = held,
+            // The cache has let go of it, so that as a rule nothing needs to be copied.
+            _ => {
+                let loaded = Arc::make_mut(&mut folded);
+                for (event, sequence) in events.iter().zip(sequence + 1 - events.len() as u64..) {
+                    loaded.evolve(event, sequence, context.command_id, context.command_hash.clone());
+                }
+            }
+        }
+        cache.0.put(filter, folded);
+    }
+
+    /// The aggregate as it was last seen, if it was.
+    pub(crate) fn cached<A: Aggregate>(&self, filter: &str) -> Option<Arc<Loaded<A>>> {
         let mut cache = self.inner.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         cache.0.get(filter).cloned()?.downcast().ok()
     }

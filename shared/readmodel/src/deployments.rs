@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{Error, Model, fold, instances::Instance};
 
 pub(crate) const MODEL: Model =
-    Model { name: "deployments", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
+    Model { name: "deployments", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Deployment {
@@ -279,9 +279,7 @@ impl Deployment {
 }
 
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
-    let id =
-        |recorded: &Recorded| fold::of_stage(recorded).and_then(|(_, event)| fold::deployment(event)).map(|id| id.0);
-    let ids = fold::keys(events, id);
+    let ids = fold::keys(events, key);
     if ids.is_empty() {
         return Ok(());
     }
@@ -309,7 +307,12 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     Ok(())
 }
 
-fn fold(rows: &mut BTreeMap<Uuid, Deployment>, events: &[Recorded]) {
+/// The deployment that an event is about.
+pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
+    fold::of_stage(recorded).and_then(|(_, event)| fold::deployment(event)).map(|id| id.0)
+}
+
+pub(crate) fn fold(rows: &mut BTreeMap<Uuid, Deployment>, events: &[Recorded]) {
     for recorded in events {
         if let Some(request) = Deployment::requested(recorded) {
             rows.insert(request.id, request);

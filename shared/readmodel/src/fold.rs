@@ -1,6 +1,6 @@
 //! What every read model's fold needs.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use chrono::{DateTime, SubsecRound, Utc};
 use domain::{
@@ -103,7 +103,7 @@ pub(crate) fn step(event: &stage::Event) -> Option<(Step, &StepDone)> {
 /// Rows in the form that `jsonb_populate_recordset` takes.
 pub(crate) fn recordset<R: Serialize>(rows: impl Iterator<Item = R>) -> sqlx::Result<String> {
     let rows: Vec<R> = rows.collect();
-    serde_json::to_string(&rows).map(storable).map_err(|error| sqlx::Error::Encode(error.into()))
+    serde_json::to_string(&rows).map(|json| storable(&json).into_owned()).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// Text that the database takes, for the same reason.
@@ -116,13 +116,13 @@ pub(crate) fn unwrapped<R>(rows: Vec<Json<R>>) -> Vec<R> {
 }
 
 /// JSON that the database takes: it has no room for U+0000 in text, which a container's log may well hold.
-pub(crate) fn storable(json: String) -> String {
+pub(crate) fn storable(json: &str) -> Cow<'_, str> {
     const NULL: &str = r"\u0000";
     if !json.contains(NULL) {
-        return json;
+        return json.into();
     }
     let mut clean = String::with_capacity(json.len());
-    let mut rest = json.as_str();
+    let mut rest = json;
     // Escape by escape: in `\\u0000` the backslash itself is escaped, and what follows is plain text.
     while let Some((before, from)) = rest.find('\\').map(|at| rest.split_at(at)) {
         clean.push_str(before);
@@ -131,7 +131,7 @@ pub(crate) fn storable(json: String) -> String {
         rest = after;
     }
     clean.push_str(rest);
-    clean
+    clean.into()
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_null_character_is_replaced_and_an_escaped_backslash_before_u0000_is_not() {
         let json = serde_json::to_string(&["a\0b", r"\u0000", "\\\0", "plain"]).expect("strings");
-        let read: Vec<String> = serde_json::from_str(&storable(json)).expect("still JSON");
+        let read: Vec<String> = serde_json::from_str(&storable(&json)).expect("still JSON");
         assert_eq!(read, ["a\u{fffd}b", r"\u0000", "\\\u{fffd}", "plain"]);
     }
 
@@ -151,7 +151,7 @@ mod tests {
         #[test]
         fn only_null_characters_change(text in "[\\\\u0\"n\\x00-\\x02ä]{0,20}") {
             let json = serde_json::to_string(&text).expect("a string");
-            let read: String = serde_json::from_str(&storable(json)).expect("still JSON");
+            let read: String = serde_json::from_str(&storable(&json)).expect("still JSON");
             prop_assert_eq!(read, text.replace('\0', "\u{fffd}"));
         }
     }

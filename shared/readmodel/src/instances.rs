@@ -9,10 +9,10 @@ use sqlx::{PgConnection, types::Json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{Model, fold};
+use crate::{Model, deployments, fold};
 
 pub(crate) const MODEL: Model =
-    Model { name: "instances", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
+    Model { name: "instances", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 /// A container of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -72,9 +72,13 @@ impl Instance {
 /// The instances of one stage that may still change. Some events change one of them, some all of a deployment,
 /// and some those of every other deployment.
 #[derive(Default)]
-struct Rows(BTreeMap<(Uuid, String), Instance>);
+pub(crate) struct Rows(pub(crate) BTreeMap<(Uuid, String), Instance>);
 
 impl Rows {
+    pub(crate) fn insert(&mut self, row: Instance) {
+        self.0.insert((row.deployment, row.name.clone()), row);
+    }
+
     /// The row of one container, which is about to change.
     fn one(&mut self, recorded: &Recorded, of: (&str, &str), deployment: DeploymentId, name: &str) -> &mut Instance {
         let row = self
@@ -86,11 +90,10 @@ impl Rows {
         row
     }
 
-    fn each(&mut self, recorded: &Recorded, change: impl Fn(&mut Instance)) {
+    /// Where `change` says that it changed something.
+    fn each(&mut self, recorded: &Recorded, change: impl Fn(&mut Instance) -> bool) {
         for row in self.0.values_mut() {
-            let before = row.clone();
-            change(row);
-            if *row != before {
+            if change(row) {
                 row.changed_at = fold::time(recorded);
                 row.sequence = recorded.sequence;
             }
@@ -109,29 +112,25 @@ impl Rows {
                 }
             }
             Event::Healthy(done) => self.each(recorded, |row| {
-                if row.deployment == done.deployment.0 {
-                    row.healthy = Some(true);
-                }
+                row.deployment == done.deployment.0 && set(&mut row.healthy, Some(true))
             }),
             Event::Retired(done) => self.each(recorded, |row| {
-                if row.deployment != done.deployment.0 {
-                    row.state = State::Stopped;
-                }
+                row.deployment != done.deployment.0 && set(&mut row.state, State::Stopped)
             }),
             Event::Discarded(done) => self.each(recorded, |row| {
-                if row.deployment == done.deployment.0 {
-                    row.state = State::Stopped;
-                }
+                row.deployment == done.deployment.0 && set(&mut row.state, State::Stopped)
             }),
             // The old release's containers, which this deployment had stopped.
             Event::Restored(_) => self.each(recorded, |row| {
-                if row.current && row.state == State::Stopped {
+                let stopped = row.current && row.state == State::Stopped;
+                if stopped {
                     row.state = State::Running;
                     row.exit_code = None;
                 }
+                stopped
             }),
             Event::Succeeded { deployment } => {
-                self.each(recorded, |row| row.current = row.deployment == deployment.0);
+                self.each(recorded, |row| set(&mut row.current, row.deployment == deployment.0));
             }
             Event::InstanceStarted { deployment, instance, address } => {
                 let row = self.one(recorded, of, *deployment, instance);
@@ -179,13 +178,15 @@ impl Rows {
     }
 }
 
+/// Whether that is news.
+fn set<T: PartialEq>(field: &mut T, value: T) -> bool {
+    let news = *field != value;
+    *field = value;
+    news
+}
+
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
-    let stage = |recorded: &Recorded| {
-        fold::of_stage(recorded).map(|((project, stage), _)| (project.to_owned(), stage.to_owned()))
-    };
-    let deployment =
-        |recorded: &Recorded| fold::of_stage(recorded).and_then(|(_, event)| fold::deployment(event)).map(|id| id.0);
-    let (projects, stages): (Vec<String>, Vec<String>) = fold::keys(events, stage).into_iter().unzip();
+    let (projects, stages): (Vec<String>, Vec<String>) = fold::keys(events, key).into_iter().unzip();
     if projects.is_empty() {
         return Ok(());
     }
@@ -196,20 +197,15 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
            select to_jsonb(i) from instances i where deployment = any($3)"#,
         &projects,
         &stages,
-        &fold::keys(events, deployment)
+        &fold::keys(events, deployments::key)
     )
     .fetch_all(&mut *to)
     .await?;
     let mut rows: BTreeMap<(String, String), Rows> = BTreeMap::new();
     for Json(row) in loaded {
-        let stage = rows.entry((row.project.clone(), row.stage.clone())).or_default();
-        stage.0.insert((row.deployment, row.name.clone()), row);
+        rows.entry((row.project.clone(), row.stage.clone())).or_default().insert(row);
     }
-    for recorded in events {
-        if let Some((of @ (project, stage), event)) = fold::of_stage(recorded) {
-            rows.entry((project.to_owned(), stage.to_owned())).or_default().apply(recorded, of, event);
-        }
-    }
+    fold(&mut rows, events);
     let first = events.first().map_or(0, |recorded| recorded.sequence);
     let changed = rows.values().flat_map(|stage| stage.0.values()).filter(|row| row.sequence >= first);
     sqlx::query!(
@@ -223,6 +219,19 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     .execute(to)
     .await?;
     Ok(())
+}
+
+/// The stage whose instances an event may change.
+pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
+    fold::of_stage(recorded).map(|((project, stage), _)| (project.to_owned(), stage.to_owned()))
+}
+
+pub(crate) fn fold(rows: &mut BTreeMap<(String, String), Rows>, events: &[Recorded]) {
+    for recorded in events {
+        if let Some((of @ (project, stage), event)) = fold::of_stage(recorded) {
+            rows.entry((project.to_owned(), stage.to_owned())).or_default().apply(recorded, of, event);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub mod stages;
 mod checksum;
 mod connection;
 mod fold;
+#[cfg(feature = "memory")]
+pub mod memory;
 mod progress;
 mod rebuild;
 #[cfg(test)]
@@ -38,10 +40,12 @@ use uuid::Uuid;
 pub struct Model {
     /// Of the table, too.
     pub name: &'static str,
-    /// Applying looks nothing up, so a copy gets its indexes when it is full: that is much quicker.
-    append_only: bool,
-    apply: for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>,
+    apply: Apply,
+    /// A quicker way, where applying looks nothing up: into a copy that gets its indexes only when it is full.
+    fill: Option<Apply>,
 }
+
+type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
 pub static MODELS: [Model; 6] =

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::{Error, Model, fold};
 
 pub(crate) const MODEL: Model =
-    Model { name: "projects", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
+    Model { name: "projects", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 /// A project and what it declares for its stages. What runs on them is in [`crate::stages`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -87,7 +87,7 @@ fn of_project(recorded: &Recorded) -> Option<(&str, &project::Event)> {
 }
 
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
-    let slugs = fold::keys(events, |recorded| of_project(recorded).map(|(slug, _)| slug.to_owned()));
+    let slugs = fold::keys(events, key);
     if slugs.is_empty() {
         return Ok(());
     }
@@ -100,12 +100,7 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     .into_iter()
     .map(|Json(project)| (project.slug.clone(), project))
     .collect();
-    for recorded in events {
-        if let Some((slug, event)) = of_project(recorded) {
-            let row = rows.entry(slug.to_owned()).or_insert_with(|| Project::new(slug.to_owned(), recorded));
-            row.apply(recorded, event);
-        }
-    }
+    fold(&mut rows, events);
     sqlx::query!(
         "insert into projects select * from jsonb_populate_recordset(null::projects, $1::text::jsonb)
          on conflict (slug) do update set
@@ -116,6 +111,19 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     .execute(to)
     .await?;
     Ok(())
+}
+
+pub(crate) fn key(recorded: &Recorded) -> Option<String> {
+    of_project(recorded).map(|(slug, _)| slug.to_owned())
+}
+
+pub(crate) fn fold(rows: &mut BTreeMap<String, Project>, events: &[Recorded]) {
+    for recorded in events {
+        if let Some((slug, event)) = of_project(recorded) {
+            let row = rows.entry(slug.to_owned()).or_insert_with(|| Project::new(slug.to_owned(), recorded));
+            row.apply(recorded, event);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,23 +3,33 @@
 //! The copy grows in the schema `rebuild`. Queries see the live tables until, in one transaction, the copy has
 //! caught up with them and takes their place. Whatever interrupts it leaves the live tables as they are.
 
+mod lane;
+
 use std::{
     pin::{Pin, pin},
+    sync::Arc,
     time::Duration,
 };
 
 use domain::Recorded;
-use futures::{Stream, StreamExt};
+use futures::{
+    Stream, StreamExt,
+    future::{try_join, try_join_all},
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::{
-    Error, MODELS, Model, connection,
+    Apply, Error, MODELS, Model, connection,
     writer::{self, LOCK_NOT_AVAILABLE, is},
 };
+use lane::Lane;
 
 /// Advisory lock of the one who rebuilds.
 const REBUILD: i64 = 0x51_0002;
+/// Batches that one lane may be ahead of another.
+const AHEAD: usize = 1;
 /// The log answers within this time, or the rebuild fails.
 const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 /// No query lasts as long as all attempts together.
@@ -52,10 +62,9 @@ pub async fn rebuild<E>(
 ) -> Result<u64, RebuildError<E>> {
     let mut batches = pin!(batches);
     let mut shadow = Shadow::begin(database, installation, models).await?;
-    shadow.catch_up(target, batches.as_mut()).await?;
-    shadow.index().await.map_err(Error::during("indexing the rebuilt tables"))?;
+    shadow.catch_up(target, batches.as_mut(), Lane::index).await?;
     let live = shadow.live().await.map_err(Error::during("reading the live checkpoints"))?;
-    shadow.catch_up(live, batches.as_mut()).await?;
+    shadow.catch_up(live, batches.as_mut(), Lane::rest).await?;
 
     let mut rest = Vec::new();
     for _ in 0..SWAP_ATTEMPTS {
@@ -77,6 +86,11 @@ async fn next<E>(
     }
 }
 
+/// How a table that nobody reads yet is written.
+fn quickest(model: &Model) -> Apply {
+    model.fill.unwrap_or(model.apply)
+}
+
 fn end(batch: &[Recorded], otherwise: u64) -> u64 {
     batch.last().map_or(otherwise, |recorded| recorded.sequence)
 }
@@ -85,6 +99,7 @@ fn end(batch: &[Recorded], otherwise: u64) -> u64 {
 struct Shadow<'a> {
     /// Looks at the schema `rebuild`.
     connection: PgConnection,
+    lanes: Vec<Lane<'a>>,
     installation: Uuid,
     models: &'a [Model],
     position: u64,
@@ -96,6 +111,10 @@ impl<'a> Shadow<'a> {
         let mut connection = connection::dedicated(database).await.map_err(during())?;
         sqlx::query!("set lock_timeout = '1s'").execute(&mut connection).await.map_err(during())?;
         sqlx::query!("select pg_advisory_lock($1)", REBUILD).execute(&mut connection).await.map_err(|error| {
+            if is(&error, LOCK_NOT_AVAILABLE) { RebuildError::Running } else { during()(error).into() }
+        })?;
+        // One whose process has lost the lock, and not yet noticed, must not write into our tables.
+        lane::await_none(&mut connection).await.map_err(|error| {
             if is(&error, LOCK_NOT_AVAILABLE) { RebuildError::Running } else { during()(error).into() }
         })?;
         sqlx::query!("set lock_timeout = 0").execute(&mut connection).await.map_err(during())?;
@@ -110,14 +129,15 @@ impl<'a> Shadow<'a> {
             return Err(Error::OtherLog { built_from, given: installation }.into());
         }
         writer::begin_at_zero(&mut connection).await.map_err(during())?;
-        let mut shadow = Self { connection, installation, models, position: 0 };
+        let mut shadow = Self { connection, lanes: vec![], installation, models, position: 0 };
         shadow.create().await.map_err(during())?;
+        shadow.lanes = lane::open(database, models).await.map_err(during())?;
         Ok(shadow)
     }
 
     async fn create(&mut self) -> sqlx::Result<()> {
-        let table = |Model { name, append_only, .. }: &Model| {
-            let but = if *append_only { "excluding indexes" } else { "" };
+        let table = |Model { name, fill, .. }: &Model| {
+            let but = if fill.is_some() { "excluding indexes" } else { "" };
             format!(
                 "create table rebuild.{name} (like public.{name} including all {but});
                  insert into rebuild.checkpoints values ('{name}', 0);"
@@ -137,47 +157,35 @@ impl<'a> Shadow<'a> {
         sqlx::raw_sql(AssertSqlSafe(schema)).execute(&mut self.connection).await.map(drop)
     }
 
+    /// Applies events up to `target`, each lane at its own pace, and then does `last` in each.
     async fn catch_up<E>(
         &mut self,
         target: u64,
         mut batches: Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
+        last: impl AsyncFn(&mut Lane<'a>) -> sqlx::Result<()>,
     ) -> Result<(), RebuildError<E>> {
-        while self.position < target {
-            let batch = next(batches.as_mut(), self.position, target).await?;
-            self.apply(&batch).await.map_err(Error::during("applying events to the rebuilt tables"))?;
-        }
-        Ok(())
-    }
-
-    async fn apply(&mut self, batch: &[Recorded]) -> sqlx::Result<()> {
-        let mut transaction = self.connection.begin().await?;
-        writer::advance(&mut transaction, batch).await?;
-        transaction.commit().await?;
-        self.position = end(batch, self.position);
-        Ok(())
-    }
-
-    /// Makes up for the indexes that were left out.
-    async fn index(&mut self) -> sqlx::Result<()> {
-        for model in self.models.iter().filter(|model| model.append_only) {
-            let statements = sqlx::query_scalar!(
-                r#"select coalesce(
-                        'alter table rebuild.' || $1 || ' add constraint ' || conname || ' ' || pg_get_constraintdef(c.oid),
-                        replace(pg_get_indexdef(indexrelid), ' ON public.', ' ON rebuild.')
-                    ) as "statement!"
-                   from pg_index left join pg_constraint c on conindid = indexrelid
-                   where indrelid = ('public.' || $1)::regclass"#,
-                model.name
-            )
-            .fetch_all(&mut self.connection)
-            .await?;
-            for statement in statements {
-                sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection).await?;
+        let (senders, receivers): (Vec<_>, Vec<_>) = self.lanes.iter().map(|_| mpsc::channel(AHEAD)).unzip();
+        let position = &mut self.position;
+        let reading = async {
+            while *position < target {
+                let batch = Arc::new(next(batches.as_mut(), *position, target).await?);
+                *position = end(&batch, *position);
+                for lane in &senders {
+                    // A lane that takes nothing more has failed, and says so itself.
+                    let _ = lane.send(batch.clone()).await;
+                }
             }
-        }
-        // The first queries after the swap must not be planned as if the tables were empty.
-        let tables = self.tables("rebuild");
-        sqlx::query(AssertSqlSafe(format!("analyze {tables}"))).execute(&mut self.connection).await.map(drop)
+            drop(senders);
+            Ok(())
+        };
+        let writing = self.lanes.iter_mut().zip(receivers).map(async |(lane, mut batches)| {
+            while let Some(batch) = batches.recv().await {
+                lane.apply(&batch).await.map_err(Error::during("applying events to the rebuilt tables"))?;
+            }
+            last(lane).await.map_err(Error::during("indexing the rebuilt tables"))?;
+            Ok(())
+        });
+        try_join(reading, try_join_all(writing)).await.map(drop)
     }
 
     async fn live(&mut self) -> sqlx::Result<u64> {
@@ -197,12 +205,12 @@ impl<'a> Shadow<'a> {
         // From here on the projector waits.
         let live = live(&mut transaction, self.installation, self.models).await.map_err(during())?;
         for batch in &*rest {
-            writer::advance(&mut transaction, batch).await.map_err(during())?;
+            writer::advance(&mut transaction, self.models, batch, quickest).await.map_err(during())?;
         }
         let mut position = rest.last().map_or(self.position, |batch| end(batch, self.position));
         while position < live {
             let batch = next(batches.as_mut(), position, live).await?;
-            writer::advance(&mut transaction, &batch).await.map_err(during())?;
+            writer::advance(&mut transaction, self.models, &batch, quickest).await.map_err(during())?;
             position = end(&batch, position);
             rest.push(batch);
         }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::{Error, Model, fold};
 
 pub(crate) const MODEL: Model =
-    Model { name: "registries", append_only: false, apply: |to, events| Box::pin(apply(to, events)) };
+    Model { name: "registries", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Registry {
@@ -72,7 +72,7 @@ fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
 }
 
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
-    let hosts = fold::keys(events, |recorded| of_registry(recorded).map(|(host, _)| host));
+    let hosts = fold::keys(events, key);
     if hosts.is_empty() {
         return Ok(());
     }
@@ -85,11 +85,7 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     .into_iter()
     .map(|Json(registry)| (registry.host.clone(), registry))
     .collect();
-    for recorded in events {
-        if let Some((host, event)) = of_registry(recorded) {
-            rows.entry(host.clone()).or_insert_with(|| Registry::new(host, recorded)).apply(recorded, event);
-        }
-    }
+    fold(&mut rows, events);
     sqlx::query!(
         "insert into registries select * from jsonb_populate_recordset(null::registries, $1::text::jsonb)
          on conflict (host) do update set
@@ -100,6 +96,18 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     .execute(to)
     .await?;
     Ok(())
+}
+
+pub(crate) fn key(recorded: &Recorded) -> Option<String> {
+    of_registry(recorded).map(|(host, _)| host)
+}
+
+pub(crate) fn fold(rows: &mut BTreeMap<String, Registry>, events: &[Recorded]) {
+    for recorded in events {
+        if let Some((host, event)) = of_registry(recorded) {
+            rows.entry(host.clone()).or_insert_with(|| Registry::new(host, recorded)).apply(recorded, event);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use domain::Recorded;
 use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::{Error, MODELS, connection};
+use crate::{Apply, Error, MODELS, Model, connection};
 
 /// Advisory lock of the one who writes. Any number will do that nothing else in this database uses.
 const WRITER: i64 = 0x51_0001;
@@ -64,7 +64,7 @@ impl Writer {
     pub async fn apply(&mut self, events: &[Recorded]) -> Result<(), Error> {
         let applied = tokio::time::timeout(APPLY_DEADLINE, async {
             let mut transaction = self.connection.begin().await?;
-            advance(&mut transaction, events).await?;
+            advance(&mut transaction, &MODELS, events, |model| model.apply).await?;
             sqlx::query!("select pg_notify('sluice_projected', min(sequence)::text) from checkpoints")
                 .execute(&mut *transaction)
                 .await?;
@@ -84,22 +84,31 @@ pub(crate) async fn begin_at_zero(database: &mut PgConnection) -> sqlx::Result<(
         .map(drop)
 }
 
-/// Applies `events` to the read models that have a checkpoint in the schema the connection looks at, and moves
-/// these checkpoints. To be called in a transaction.
-pub(crate) async fn advance(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
+/// Applies `events` to those of `models` that have a checkpoint in the schema the connection looks at, in the `way`
+/// that it names, and moves these checkpoints. To be called in a transaction.
+pub(crate) async fn advance<'a>(
+    to: &mut PgConnection,
+    models: impl IntoIterator<Item = &'a Model>,
+    events: &[Recorded],
+    way: fn(&Model) -> Apply,
+) -> sqlx::Result<()> {
     let Some(last) = events.last() else { return Ok(()) };
+    let models: Vec<&Model> = models.into_iter().collect();
+    let names: Vec<String> = models.iter().map(|model| model.name.to_owned()).collect();
     // A rebuild that is about to swap holds these rows: the batch then waits, and counts from where the swap ended.
-    let checkpoints =
-        sqlx::query!("select model, sequence from checkpoints order by model for update").fetch_all(&mut *to).await?;
+    let checkpoints: Vec<(String, i64)> =
+        sqlx::query_as("select model, sequence from checkpoints where model = any($1) order by model for update")
+            .bind(&names)
+            .fetch_all(&mut *to)
+            .await?;
     let mut moved = Vec::with_capacity(checkpoints.len());
-    // A checkpoint without a model belongs to another version's read model and stays where it is.
-    for (model, checkpoint) in MODELS.iter().filter_map(|model| {
-        let checkpoint = checkpoints.iter().find(|checkpoint| checkpoint.model == model.name)?;
-        Some((model, checkpoint.sequence.cast_unsigned()))
+    for (model, checkpoint) in models.into_iter().filter_map(|model| {
+        let (_, checkpoint) = checkpoints.iter().find(|(name, _)| name == model.name)?;
+        Some((model, checkpoint.cast_unsigned()))
     }) {
         let fresh = events.partition_point(|recorded| recorded.sequence <= checkpoint);
         if fresh < events.len() {
-            (model.apply)(to, &events[fresh..]).await?;
+            way(model)(to, &events[fresh..]).await?;
             moved.push(model.name.to_owned());
         }
     }
