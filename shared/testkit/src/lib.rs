@@ -16,6 +16,7 @@ mod process;
 mod registry;
 mod relay;
 mod sluice;
+mod sockets;
 mod websocket;
 
 pub use disk::{LossyDisk, Luck, Names};
@@ -28,4 +29,5 @@ pub use process::{find_program, free_port};
 pub use registry::Registry;
 pub use relay::{Direction, Flow, Relay};
 pub use sluice::Sluice;
+pub use sockets::{Chat, Ended, Sockets};
 pub use websocket::WebSocket;

@@ -5,7 +5,6 @@
 
 mod report;
 mod sluice;
-mod sockets;
 
 use std::{
     path::Path,
@@ -17,8 +16,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bollard::query_parameters::RemoveImageOptions;
 use report::Demo;
 use sluice::Sluice;
-use sockets::Sockets;
-use testkit::{Docker, Load, Registry, Running, SampleImage};
+use testkit::{Docker, Load, Registry, Running, SampleImage, Sockets};
 use tokio::time::timeout;
 
 const HOST: &str = "shop.localhost";

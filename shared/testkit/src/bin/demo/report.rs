@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use testkit::Report;
+use testkit::{Chat, Report};
 
-use crate::{Deployment, sockets::Chat};
+use crate::Deployment;
 
 /// Everything that was seen.
 pub(crate) struct Demo {
@@ -34,6 +34,15 @@ impl Demo {
         Ok(())
     }
 
+    /// Websockets that were ended, by reason.
+    fn ends(&self) -> BTreeMap<&str, u64> {
+        let mut ends = BTreeMap::new();
+        for ended in &self.sockets.ended {
+            *ends.entry(ended.reason.as_str()).or_default() += 1;
+        }
+        ends
+    }
+
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         let mut row = |name: &str, value: String| {
@@ -50,9 +59,9 @@ impl Demo {
         }
         let [half, most, worst] = [0.5, 0.99, 1.0].map(|quantile| milliseconds(self.load.latency(quantile)));
         row("latency", format!("p50 {half} ms, p99 {most} ms, worst {worst} ms (a few are slow on purpose: 300 ms)"));
-        let Chat { opened, echoes, ended, refused } = &self.sockets;
+        let Chat { opened, echoes, refused, .. } = &self.sockets;
         row("websockets", format!("{opened} opened, {echoes} echoes, {} refused", refused.len()));
-        for (reason, count) in ended {
+        for (reason, count) in &self.ends() {
             row("", format!("{count} ended by the drain: {reason}"));
         }
         if let Some(reason) = refused.first() {
@@ -98,7 +107,7 @@ impl Demo {
             "requests": self.load.requests, "failed": self.load.failed, "failures": self.load.failures,
             "versions": self.load.versions, "latency_ms": latency, "elapsed_ms": milliseconds(self.elapsed),
             "websockets": {
-                "opened": sockets.opened, "echoes": sockets.echoes, "ended": sockets.ended, "refused": sockets.refused,
+                "opened": sockets.opened, "echoes": sockets.echoes, "ended": self.ends(), "refused": sockets.refused,
             },
             "deployments": deployments,
         });

@@ -1,40 +1,52 @@
 //! Websockets that chat through everything that happens.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::{Duration, Instant};
 
-use testkit::WebSocket;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::WebSocket;
+
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Clients that each send a message ten times a second and open a new websocket when theirs ends.
-pub(crate) struct Sockets {
+/// Clients that each send a message ten times a second and open a new websocket when theirs ends. Dropping it ends
+/// them.
+pub struct Sockets {
     stop: CancellationToken,
     clients: JoinSet<Chat>,
 }
 
 /// What the clients saw.
-#[derive(Default)]
-pub(crate) struct Chat {
+#[derive(Debug, Default)]
+pub struct Chat {
     /// Websockets opened.
-    pub(crate) opened: u64,
+    pub opened: u64,
     /// Messages that came back.
-    pub(crate) echoes: u64,
-    /// Websockets ended by the other side, as they are when a drain is over, by reason.
-    pub(crate) ended: BTreeMap<String, u64>,
+    pub echoes: u64,
+    /// Websockets ended by the other side, as they are when a drain is over.
+    pub ended: Vec<Ended>,
     /// Attempts to open one that failed, each with its reason.
-    pub(crate) refused: Vec<String>,
+    pub refused: Vec<String>,
+}
+
+/// The life of one websocket that the other side ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub opened: Instant,
+    pub ended: Instant,
+    pub reason: String,
 }
 
 impl Sockets {
-    pub(crate) fn open(address: &str, host: &str, count: usize) -> Sockets {
+    /// Starts `count` clients of `address` (host and port) that ask for `/ws` in the name of `host`.
+    pub fn open(address: &str, host: &str, count: usize) -> Sockets {
         let stop = CancellationToken::new();
         let clients = (0..count).map(|_| chat(address.to_owned(), host.to_owned(), stop.clone())).collect();
         Sockets { stop, clients }
     }
 
-    pub(crate) async fn close(mut self) -> Chat {
+    /// Ends the clients and tells what they saw.
+    pub async fn close(mut self) -> Chat {
         self.stop.cancel();
         let mut total = Chat::default();
         while let Some(chat) = self.clients.join_next().await {
@@ -42,9 +54,7 @@ impl Sockets {
                 Ok(chat) => {
                     total.opened += chat.opened;
                     total.echoes += chat.echoes;
-                    for (reason, count) in chat.ended {
-                        *total.ended.entry(reason).or_default() += count;
-                    }
+                    total.ended.extend(chat.ended);
                     total.refused.extend(chat.refused);
                 }
                 Err(error) => total.refused.push(error.to_string()),
@@ -59,10 +69,11 @@ async fn chat(address: String, host: String, stop: CancellationToken) -> Chat {
     while !stop.is_cancelled() {
         match WebSocket::connect(&address, &host, "/ws").await {
             Ok(mut socket) => {
+                let opened = Instant::now();
                 chat.opened += 1;
                 while !stop.is_cancelled() {
                     if let Err(error) = socket.echo(&chat.echoes.to_string()).await {
-                        *chat.ended.entry(format!("{error:#}")).or_default() += 1;
+                        chat.ended.push(Ended { opened, ended: Instant::now(), reason: format!("{error:#}") });
                         break;
                     }
                     chat.echoes += 1;
