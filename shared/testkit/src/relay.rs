@@ -128,13 +128,12 @@ impl Relay {
         self.set(Direction::Answers, flow);
     }
 
-    /// From the next request on that contains `text` (such as `POST /v1.41/containers/create`, which has to come in
-    /// one piece), both directions stall: the part never sees that request.
+    /// From the next request on that contains `text` (such as `POST /containers/create`, which has to come in one piece), both directions stall: the part never sees that request.
     pub fn stall_at(&self, text: &str) {
         *self.lanes.trap() = Some(text.as_bytes().to_vec());
     }
 
-    /// How the requests so far began (`POST /v1.41/containers/create?name=x HTTP/1.1`), the last thousand, in the order
+    /// How the requests so far began (`POST /containers/create?name=x HTTP/1.1`), the last thousand, in the order
     /// in which they reached the relay, whatever became of them.
     pub fn requests(&self) -> Vec<String> {
         self.lanes.heads.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()

@@ -19,6 +19,9 @@ use crate::{
     problem::Error,
 };
 
+/// Deployments that one batch calls off, beside everything else that it holds.
+const MOST_AT_ONCE: usize = 500;
+
 /// What a declaration changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Applied {
@@ -136,6 +139,7 @@ pub(super) async fn change(
     context: &Context,
 ) -> Result<Committed, Error> {
     let (key, command) = (&Key::project(slug), &command);
+    make_room(api, slug, command, context).await?;
     let decide = |mut transaction: Transaction| async move {
         let before = transaction.load(key).await?.state;
         // The project's own event comes last in the batch, so that a repetition, which finds only
@@ -151,6 +155,31 @@ pub(super) async fn change(
         Ok::<_, Error>(transaction)
     };
     api.log.transact(context, decide).await
+}
+
+/// One batch ends every stage that goes, and with it all that wait there; it holds a thousand events. Where more wait,
+/// they are called off first, stage by stage: whoever is interrupted in between asks again and ends the rest.
+async fn make_room(api: &Api, slug: &Slug, command: &project::Command, context: &Context) -> Result<(), Error> {
+    let before = api.log.fold(&Key::project(slug)).await?;
+    let Ok(events) = before.state.decide(command.clone()) else { return Ok(()) };
+    let mut after = before.state.clone();
+    events.iter().for_each(|event| after.evolve(event));
+    let ending = before.state.stages.keys().filter(|stage| !after.stages.contains_key(*stage));
+    let mut waiting = Vec::new();
+    for stage in ending {
+        let key = Key::<Stage>::stage(slug, stage);
+        let count = api.log.fold(&key).await?.state.queue.len();
+        waiting.push((key, count));
+    }
+    if waiting.iter().map(|(_, count)| count).sum::<usize>() <= MOST_AT_ONCE {
+        return Ok(());
+    }
+    for (key, _) in waiting.iter().filter(|(_, count)| *count > 0) {
+        // A command of its own: the archive itself is yet to come.
+        let context = Context { command_id: runtime::clock::new_id(), command_hash: None, ..context.clone() };
+        api.log.execute(key, stage::Command::CancelWaiting { leave: 0 }, &context).await?;
+    }
+    Ok(())
 }
 
 /// Releases come first: two stages may exchange their routes.

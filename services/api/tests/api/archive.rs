@@ -1,10 +1,16 @@
 //! The end of stages and projects, and their return.
 
+use domain::{
+    DeploymentId, Key,
+    image::{Image, Source},
+    settings::{QueuePolicy, StageSettings},
+    stage::{self, Kind, Spec, Stage},
+};
 use serde_json::json;
 
 use crate::app::App;
 
-fn deployment(answer: &crate::app::Answer) -> domain::DeploymentId {
+fn deployment(answer: &crate::app::Answer) -> DeploymentId {
     answer.body["deployment"].as_str().expect("an id").parse().expect("a UUID")
 }
 
@@ -61,5 +67,30 @@ async fn an_archived_project_takes_nothing_more_and_is_listed_only_on_request() 
     app.put("/projects/shop", json!({})).await.problem(409, "project_archived");
     app.put("/projects/shop/stages/dev", json!({})).await.problem(409, "project_archived");
     app.post("/projects/shop/stages/dev/deployments", json!({ "image": "v1" })).await.problem(409, "project_archived");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_project_on_which_more_waits_than_one_batch_holds_is_archived_all_the_same() {
+    let app = App::start().await;
+    app.project("shop").await;
+    let image = Image { requested: "shop:v1".into(), digest: format!("sha256:{:064}", 1), source: Source::Registry };
+    let settings = StageSettings { queue: QueuePolicy::Keep, ..StageSettings::default() };
+    let keys =
+        ["dev", "prod"].map(|stage| Key::<Stage>::stage(&"shop".parse().expect("good"), &stage.parse().expect("good")));
+    for key in &keys {
+        for _ in 0..520 {
+            let deployment = DeploymentId(runtime::clock::new_id());
+            let spec = Spec { image: image.clone(), settings: settings.clone() };
+            let command = stage::Command::Request { deployment, spec, node: "elsewhere".into() };
+            app.log.execute(key, command, &runtime::clock::context("test")).await.expect("accepted");
+        }
+    }
+    app.post("/projects/shop/archive", json!({})).await.accepted();
+    for key in &keys {
+        let stage = app.log.load(key).await.expect("loads").state;
+        assert!(stage.archived && stage.queue.is_empty(), "{} left", stage.queue.len());
+        assert!(stage.active.is_none_or(|active| active.kind == Kind::Removal));
+    }
     app.stop().await;
 }

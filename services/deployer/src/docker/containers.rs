@@ -173,7 +173,11 @@ impl Engine {
                 docker.update_container(&id, body).await
             })
             .await;
-        none_if_missing(updated).map(|_| ())
+        match updated {
+            // Its removal was begun before, and has failed: it will not be started again.
+            Err(EngineError::Refused { message, .. }) if !always && message.contains("marked for removal") => Ok(()),
+            other => none_if_missing(other).map(|_| ()),
+        }
     }
 
     /// Runs `command` in a container; its exit code and the end of its output.

@@ -75,6 +75,10 @@ async fn start_one(job: &Job, labels: &Labels, spec: &Spec, network: &str) -> Re
             job.engine.remove(&name).await?;
             Err(StepError::Transient(failure::start(&name, &message)))
         }
+        // Its name is taken, but it is not there yet: an earlier call of ours is still at work in the engine.
+        Err(EngineError::Refused { message, status: 404, .. }) => {
+            Err(StepError::Transient(failure::start(&name, &message)))
+        }
         Err(EngineError::Refused { message, .. }) => Err(failure::start(&name, &message).into()),
         Err(error) => Err(error.into()),
     }

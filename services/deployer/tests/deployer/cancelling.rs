@@ -89,7 +89,7 @@ async fn while_the_engine_hangs_in_any_call() {
         let image = lab.image(&format!("v{number}"), SampleImage::new(&number.to_string())).await;
         relay.stall_at(call);
         let deployment = lab.request(image, StageSettings { stop_grace: Span::ZERO, ..lab.settings() }).await;
-        relay.stalled().await;
+        lab.stalled(&relay, call).await;
         let accepted = lab.cancel(deployment).await;
         lab.noted(deployment, "is given up").await;
         println!("engine hangs in {call}: given up after {} ms", accepted.elapsed().as_millis());

@@ -230,6 +230,13 @@ impl Lab {
         self.end(deployment).await
     }
 
+    /// Waits until `relay` holds back the request that it was told to.
+    pub(crate) async fn stalled(&self, relay: &Relay, what: &str) {
+        if timeout(PATIENCE, relay.stalled()).await.is_err() {
+            panic!("nobody asked for {what}, but: {:#?}", relay.requests());
+        }
+    }
+
     /// Cancels it; answers when that was accepted.
     pub(crate) async fn cancel(&self, deployment: DeploymentId) -> Instant {
         self.execute(Command::Cancel { deployment, reason: None }).await;

@@ -105,7 +105,7 @@ async fn one_that_slept_in_the_middle_of_a_step_changes_nothing_when_it_wakes() 
     engine.stall_at("/containers/create");
     let settings = StageSettings { stop_grace: Span::ZERO, keep: 0, ..lab.settings() };
     let deployment = lab.request(lab.image("v1", SampleImage::new("1")).await, settings.clone()).await;
-    engine.stalled().await;
+    lab.stalled(&engine, "/containers/create").await;
     let thaw = first.freeze().await;
     let before = changes(&engine);
 

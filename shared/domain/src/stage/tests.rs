@@ -172,6 +172,73 @@ fn a_keeping_queue_carries_out_every_request_in_order() {
     }
 }
 
+/// As many as a queue takes, on top of one that is on its way.
+fn full(keeping: &Spec) -> (Stage, u128) {
+    let mut stage = given([request(0, keeping)]);
+    let mut number = 1;
+    while when(&mut stage, request(number, keeping)).is_ok() {
+        number += 1;
+    }
+    assert!(matches!(stage.decide(request(number, keeping)), Err(Rejection::QueueFull { .. })));
+    (stage, number)
+}
+
+#[test]
+fn no_decision_on_a_full_queue_is_larger_than_a_batch() {
+    const BATCH: usize = 1000;
+    let mut keeping = plain();
+    keeping.settings.queue = QueuePolicy::Keep;
+    let (stage, next) = full(&keeping);
+    let archived = stage.decide(Command::Archive { removal: id(9999) }).expect("accepted");
+    let superseded = stage.decide(request(next, &plain())).expect("accepted");
+    let called_off = stage.decide(Command::CancelWaiting { leave: 3 }).expect("accepted");
+    for events in [&archived, &superseded, &called_off] {
+        assert!(events.len() <= BATCH, "{} events", events.len());
+    }
+    let mut thinned = stage;
+    when(&mut thinned, Command::CancelWaiting { leave: 3 }).expect("accepted");
+    let left: Vec<_> = thinned.queue.iter().map(|queued| queued.deployment).collect();
+    assert_eq!(left, [id(1), id(2), id(3)], "the oldest stay");
+}
+
+#[test]
+fn a_full_queue_is_carried_out_in_order_to_its_end() {
+    let mut keeping = plain();
+    keeping.settings.queue = QueuePolicy::Keep;
+    let (mut stage, requested) = full(&keeping);
+    for number in 0..requested {
+        run(&mut stage, number);
+        assert_eq!(outcome(&stage, number), Some(Outcome::Succeeded));
+    }
+    assert!(stage.active.is_none() && stage.queue.is_empty());
+}
+
+#[test]
+fn an_outcome_says_what_could_not_be_undone() {
+    let recreate = spec(Rolling::Recreate, Span::ZERO);
+    for (trouble, ended) in [(Step::Discard, Outcome::RolledBack), (Step::Restore, Outcome::Failed)] {
+        let mut stage = second(&recreate);
+        while active_step(&stage) != Some(Step::Create) {
+            let step = active_step(&stage).expect("not over yet");
+            when(&mut stage, complete(2, step)).expect("accepted");
+        }
+        when(&mut stage, fail(2, Step::Create)).expect("accepted");
+        let mut last = vec![];
+        while let Some(step) = active_step(&stage) {
+            let report = if step == trouble { fail(2, step) } else { complete(2, step) };
+            last = when(&mut stage, report).expect("accepted");
+        }
+        assert_eq!(outcome(&stage, 2), Some(ended), "{trouble:?}");
+        let said = last.iter().find_map(|event| {
+            let (Event::Failed { failure, .. } | Event::RolledBack { failure, .. }) = event else { return None };
+            Some(failure)
+        });
+        let said = said.expect("an outcome with its reason");
+        assert_eq!(said.step, Step::Create);
+        assert!(said.message.starts_with("it broke; and "), "{said:?}");
+    }
+}
+
 #[test]
 fn the_plans_are_what_the_design_says() {
     let mut blue_green = given([request(1, &spec(Rolling::BlueGreen, Span::secs(5)))]);
