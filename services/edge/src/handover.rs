@@ -131,7 +131,7 @@ pub(crate) enum Fate {
 
 impl Successor {
     /// Runs `program` with the arguments of this process; it has the listening socket and waits for its turn.
-    pub(crate) async fn start(program: &Path, listener: &TcpListener, estate: Estate) -> Result<Self> {
+    pub(crate) async fn start(program: &Path, listener: &impl AsFd, estate: Estate) -> Result<Self> {
         let (ours, theirs) = StdUnixStream::pair().context("creating a socket pair")?;
         ours.set_nonblocking(true)?;
         let ours = UnixStream::from_std(ours)?;
@@ -281,7 +281,7 @@ impl Predecessor {
 /// One byte, to have something that the socket can come with.
 const MARK: [u8; 1] = *b"L";
 
-async fn send_socket(stream: &UnixStream, listener: &TcpListener) -> io::Result<()> {
+async fn send_socket(stream: &UnixStream, listener: &impl AsFd) -> io::Result<()> {
     let sent = stream.async_io(Interest::WRITABLE, || {
         let descriptors = [listener.as_fd()];
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];

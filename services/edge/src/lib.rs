@@ -6,14 +6,16 @@
 //! Must never import: bollard, sqlx, or another service. It knows containers by their address
 //! only, and what to do with them from the routes bucket only.
 
+mod body;
+mod connection;
 mod control;
-mod cut;
 mod handover;
 mod headers;
 mod health;
 mod hold;
 mod listen;
 mod pages;
+mod pool;
 mod proxy;
 mod routes;
 mod serving;
@@ -22,6 +24,7 @@ mod snapshot;
 mod table;
 mod upgrade;
 mod watch;
+mod workers;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

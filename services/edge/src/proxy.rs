@@ -1,26 +1,39 @@
 //! One request's way through the edge: find its route, claim an upstream, pass it on, try again
 //! where that is safe.
 
-use std::{sync::Arc, time::Duration};
-
-use async_trait::async_trait;
-use domain::traffic::DEPLOYMENT_HEADER;
-use http::{StatusCode, Version, header};
-use pingora::{
-    Error, ErrorSource, ErrorType,
-    http::{RequestHeader, ResponseHeader},
-    modules::http::HttpModules,
-    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
-    upstreams::peer::HttpPeer,
+use std::{
+    fmt, io,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+
+use domain::traffic::DEPLOYMENT_HEADER;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request};
+use hyper::{
+    body::{Body, Incoming},
+    upgrade::OnUpgrade,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    cut, headers,
+    body::{Progress, Reply, Upload},
+    headers::{self, Client},
     pages::Page,
+    pool::{Failure, Lease},
     routes::{Aim, Count, Entry, Routes, Shared},
-    set::{Claim, Connection, Refused},
+    set::{Claim, Refused},
+    upgrade,
 };
+
+/// How long an upstream that has all of a request may take to begin its answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// More than a set can have upstreams. Only one that is replaced again and again takes more.
+const MAX_TRIES: usize = 64;
 
 pub(crate) struct Proxy {
     pub(crate) routes: Arc<Routes>,
@@ -30,289 +43,355 @@ pub(crate) struct Proxy {
     pub(crate) max_waiting: u64,
 }
 
-/// What is known about one request.
-#[derive(Default)]
-pub(crate) struct Request {
+/// Where a request came in.
+pub(crate) struct Entrance {
+    pub(crate) client: Client,
+    /// Whether answers say that theirs is the last one on its connection.
+    pub(crate) leaving: watch::Receiver<bool>,
+    /// What outlives the request counts here.
+    pub(crate) connections: TaskTracker,
+}
+
+/// What is known about one request on its way.
+struct Passage {
+    what: Summary,
     route: Option<Arc<Shared>>,
-    claim: Option<Claim>,
     /// Upstreams of set `tried_in` that need not be tried again, a bit each.
     tried: u64,
     tried_in: u64,
     /// Whether an upstream was reached, at least.
     connected: bool,
-    /// A pooled connection broke under this request: the next try opens its own.
-    pool_failed: bool,
-    probe: bool,
     /// When a held route has to be live again.
     wait_until: Option<Instant>,
-    answer: Option<Page>,
+    probe: bool,
+    /// The client's side of a websocket to be.
+    websocket: Option<OnUpgrade>,
+    progress: Option<Arc<Progress>>,
+}
+
+/// The request in short, without the query, which may hold secrets.
+struct Summary {
+    method: Method,
+    host: Option<HeaderValue>,
+    uri: Uri,
+}
+
+/// How one try ended without an answer.
+enum Lost {
+    /// As it was before: it may go elsewhere, whatever it is.
+    Unsent(Box<Request<Upload>>),
+    /// The connection broke before an answer began.
+    Broke(hyper::Error),
+    /// There is nothing to try again.
+    Ended(Page),
 }
 
 impl Proxy {
+    pub(crate) async fn answer(&self, request: Request<Incoming>, entrance: &Entrance) -> Response<Reply> {
+        let version = request.version();
+        let (mut head, body) = request.into_parts();
+        let mut response = match headers::to_origin_form(&mut head) {
+            Ok(()) => self.pass(head, body, entrance).await,
+            Err(page) => page.response(),
+        };
+        if version == Version::HTTP_2 {
+            response.headers_mut().remove(header::CONNECTION);
+        } else if *entrance.leaving.borrow() {
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn pass(&self, mut head: request::Parts, body: Incoming, entrance: &Entrance) -> Response<Reply> {
+        let mut passage = Passage::new(&head);
+        let outcome = match headers::to_upstream(&mut head, !body.is_end_stream(), &entrance.client) {
+            Ok(()) => {
+                passage.probe = headers::take_probe(&mut head.headers, &self.probe_token);
+                passage.websocket = head
+                    .extensions
+                    .remove::<OnUpgrade>()
+                    .filter(|_| head.headers.contains_key(header::UPGRADE));
+                self.forward(head, body, entrance, &mut passage).await
+            }
+            Err(page) => Err(page),
+        };
+        outcome.unwrap_or_else(|page| {
+            if let Some(route) = passage.route.filter(|_| page.is_failure()) {
+                Count::add(&route.count.failed);
+            }
+            page.response()
+        })
+    }
+
+    async fn forward(
+        &self,
+        head: request::Parts,
+        body: Incoming,
+        entrance: &Entrance,
+        passage: &mut Passage,
+    ) -> Result<Response<Reply>, Page> {
+        // What may be sent a second time after its connection broke: it has no effect that could be doubled, and all of
+        // it is at hand. Only that takes the risk of a kept connection, which may just be being closed by the
+        // upstream; anything else gets one of its own, and closes it.
+        let repeatable =
+            (head.method.is_idempotent() && body.is_end_stream() && passage.websocket.is_none()).then(|| head.clone());
+        let (body, progress) = Upload::new(body);
+        passage.progress = progress;
+        let mut request = Box::new(Request::from_parts(head, body));
+        if repeatable.is_none() && passage.websocket.is_none() {
+            request
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut may_reuse = repeatable.is_some();
+        for _ in 0..MAX_TRIES {
+            let claim = self.claim(passage).await?;
+            let kept = if may_reuse {
+                Lease::reuse(claim.upstream()).await
+            } else {
+                None
+            };
+            let lease = match kept {
+                Some(lease) => lease,
+                None => match Lease::connect(claim.upstream()).await {
+                    Ok(lease) => lease,
+                    // Nothing was sent, so any request may be tried on another upstream.
+                    Err(error) => {
+                        passage.tried |= claim.bit();
+                        mark_down(&claim, &error);
+                        continue;
+                    }
+                },
+            };
+            passage.connected = true;
+            let (reused, bit) = (lease.reused, claim.bit());
+            let lost = match passage
+                .attempt(*request, lease, claim, repeatable.is_some(), entrance)
+                .await
+            {
+                Ok(response) => return Ok(response),
+                Err(lost) => lost,
+            };
+            if reused {
+                // It was closed while idle, most likely: the same upstream, on a new connection.
+                may_reuse = false;
+            } else {
+                passage.tried |= bit;
+            }
+            request = match (lost, &repeatable) {
+                (Lost::Unsent(request), _) => request,
+                (Lost::Broke(error), Some(head)) if connection_broke(&error) => {
+                    Box::new(Request::from_parts(head.clone(), Upload::none()))
+                }
+                (Lost::Broke(error), _) => return Err(passage.failed(&error)),
+                (Lost::Ended(page), _) => return Err(page),
+            };
+        }
+        Err(Page::NoUpstream)
+    }
+
     /// Finds the route and a place on one of its upstreams; waits while the route is held.
-    async fn claim(&self, session: &mut Session, request: &mut Request) -> Result<(), Page> {
+    async fn claim(&self, passage: &mut Passage) -> Result<Claim, Page> {
         loop {
-            let entry = self.find(session).ok_or(Page::NotFound)?;
-            if request.route.is_none() {
+            let entry = self.find(&passage.what).ok_or(Page::NotFound)?;
+            if passage.route.is_none() {
                 Count::add(&entry.shared.count.requests);
-                request.route = Some(entry.shared.clone());
+                passage.route = Some(entry.shared.clone());
             }
             match &entry.aim {
                 Aim::Live(set) => {
-                    if request.tried_in != set.id {
-                        (request.tried_in, request.tried) = (set.id, 0);
+                    if passage.tried_in != set.id {
+                        (passage.tried_in, passage.tried) = (set.id, 0);
                     }
-                    match set.claim(request.tried) {
-                        Ok(claim) => {
-                            cut::cut_by(claim.cut_token());
-                            request.claim = Some(claim);
-                            return Ok(());
-                        }
+                    match set.claim(passage.tried) {
+                        Ok(claim) => return Ok(claim),
                         // The table was replaced before the flag was raised: the next look finds
                         // the new one.
                         Err(Refused::Draining) => {}
-                        Err(Refused::Exhausted) if request.connected => return Err(Page::BadGateway),
+                        Err(Refused::Exhausted) if passage.connected => return Err(Page::BadGateway),
                         Err(Refused::Exhausted) => return Err(Page::NoUpstream),
                     }
                 }
-                Aim::Held { limit } => self.wait(session, request, &entry.shared, *limit).await?,
+                Aim::Held { limit } => self.wait(passage, &entry.shared, *limit).await?,
             }
         }
     }
 
-    fn find(&self, session: &Session) -> Option<Arc<Entry>> {
-        let header = session.req_header();
-        self.routes.find(headers::host(header), header.uri.path())
+    fn find(&self, what: &Summary) -> Option<Arc<Entry>> {
+        self.routes.find(what.host(), what.uri.path())
     }
 
-    /// Until the route changes.
-    async fn wait(
-        &self,
-        session: &mut Session,
-        request: &mut Request,
-        route: &Shared,
-        limit: Duration,
-    ) -> Result<(), Page> {
-        let until = *request.wait_until.get_or_insert_with(|| Instant::now() + limit);
+    /// Until the route changes. A client that leaves meanwhile ends this.
+    async fn wait(&self, passage: &mut Passage, route: &Shared, limit: Duration) -> Result<(), Page> {
+        let until = *passage.wait_until.get_or_insert_with(|| Instant::now() + limit);
         let _seat = route.hold.enter(self.max_waiting).ok_or(Page::TooManyWaiting)?;
         let mut released = std::pin::pin!(route.hold.released());
         released.as_mut().enable();
         // The route may have changed between the look and the seat.
-        if self.find(session).is_none_or(|entry| !matches!(entry.aim, Aim::Held { .. })) {
+        if self
+            .find(&passage.what)
+            .is_none_or(|entry| !matches!(entry.aim, Aim::Held { .. }))
+        {
             return Ok(());
         }
-        tokio::select! {
-            waited = timeout_at(until, released) => waited.map_err(|_| Page::HeldTooLong),
-            () = client_left(session) => Err(Page::BadRequest),
-        }
-    }
-
-    /// Answers in place of an upstream.
-    async fn answer(&self, page: Page, session: &mut Session, request: &Request) -> pingora::Result<()> {
-        if let Some(route) = request.route.as_ref().filter(|_| page.is_failure()) {
-            Count::add(&route.count.failed);
-        }
-        page.send(session).await
+        timeout_at(until, released).await.map_err(|_| Page::HeldTooLong)
     }
 }
 
-/// Resolves when a client that has sent its whole request hangs up.
-async fn client_left(session: &mut Session) {
-    if session.is_body_empty() {
-        // Only ever returns with the end of the connection.
-        let _ = session.read_body_or_idle(true).await;
-    } else {
-        std::future::pending().await
+impl Passage {
+    fn new(head: &request::Parts) -> Self {
+        let what = Summary {
+            method: head.method.clone(),
+            host: head.headers.get(header::HOST).cloned(),
+            uri: head.uri.clone(),
+        };
+        Self {
+            what,
+            route: None,
+            tried: 0,
+            tried_in: 0,
+            connected: false,
+            wait_until: None,
+            probe: false,
+            websocket: None,
+            progress: None,
+        }
+    }
+
+    /// Sends the request and waits for the head of the answer.
+    async fn attempt(
+        &mut self,
+        request: Request<Upload>,
+        mut lease: Lease,
+        claim: Claim,
+        keep: bool,
+        entrance: &Entrance,
+    ) -> Result<Response<Reply>, Lost> {
+        let sent = tokio::select! {
+            biased;
+            sent = lease.send(request) => sent,
+            () = claim.cut_token().cancelled() => {
+                tracing::info!(request = %self.what, "the drain deadline was reached before there was an answer");
+                return Err(Lost::Ended(Page::BadGateway));
+            }
+            () = silence(self.progress.as_deref()) => {
+                tracing::warn!(request = %self.what, instance = claim.upstream().instance, "no answer within {ANSWER_LIMIT:?}");
+                return Err(Lost::Ended(Page::UpstreamSilent));
+            }
+        };
+        let response = sent.map_err(|failure| match failure {
+            Failure::Unsent(request) => Lost::Unsent(request),
+            Failure::Broke(error) => Lost::Broke(error),
+        })?;
+        self.pass_back(response, claim, keep.then_some(lease), entrance)
+            .map_err(Lost::Ended)
+    }
+
+    fn pass_back(
+        &mut self,
+        mut response: Response<Incoming>,
+        claim: Claim,
+        lease: Option<Lease>,
+        entrance: &Entrance,
+    ) -> Result<Response<Reply>, Page> {
+        let upgraded = response.extensions_mut().remove::<OnUpgrade>();
+        let (mut head, body) = response.into_parts();
+        headers::to_client(&mut head);
+        if self.probe
+            && let Ok(deployment) = HeaderValue::try_from(claim.set().config.deployment.to_string())
+        {
+            head.headers.insert(DEPLOYMENT_HEADER, deployment);
+        }
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let (Some(client), Some(upstream)) = (self.websocket.take(), upgraded) else {
+                tracing::warn!(request = %self.what, "the upstream switches protocols unasked");
+                return Err(Page::BadGateway);
+            };
+            headers::set_upgraded(&mut head.headers);
+            self.count(|route| &route.count.websockets);
+            entrance.connections.spawn(upgrade::tunnel(client, upstream, claim));
+            return Ok(Response::from_parts(head, Reply::empty()));
+        }
+        if head.status.is_server_error() {
+            self.count(|route| &route.count.upstream_errors);
+        }
+        Ok(Response::from_parts(head, Reply::upstream(body, claim, lease)))
+    }
+
+    fn count(&self, counter: impl Fn(&Shared) -> &AtomicU64) {
+        if let Some(route) = &self.route {
+            Count::add(counter(route));
+        }
+    }
+
+    /// Whose fault it was.
+    fn failed(&self, error: &hyper::Error) -> Page {
+        match &self.progress {
+            Some(progress) if progress.is_silent() => Page::ClientSilent,
+            Some(progress) if progress.is_broken() => Page::BadRequest,
+            Some(_) | None => {
+                tracing::warn!(%error, request = %self.what, "request failed");
+                Page::BadGateway
+            }
+        }
     }
 }
 
-/// Whether the request may be sent a second time after its connection broke: it has no effect
-/// that could be doubled, all of it is at hand, and nothing of an answer went out.
-fn can_repeat(session: &Session) -> bool {
-    session.req_header().method.is_idempotent()
-        && !session.retry_buffer_truncated()
-        && session.response_written().is_none_or(|response| response.status.is_informational())
+impl Summary {
+    fn host(&self) -> &str {
+        self.host
+            .as_ref()
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", self.method, self.host(), self.uri.path())
+    }
+}
+
+/// Until the answer is overdue. The time counts from the end of the request.
+async fn silence(upload: Option<&Progress>) {
+    loop {
+        sleep(ANSWER_LIMIT).await;
+        if upload.is_none_or(|upload| !upload.has_moved()) {
+            return;
+        }
+    }
 }
 
 /// Errors of the connection itself, not of what was said on it.
-fn connection_broke(error: &Error) -> bool {
-    matches!(error.esource(), ErrorSource::Upstream)
-        && matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
+fn connection_broke(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_io(error)
+}
+
+fn is_io(error: &hyper::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<io::Error>())
+}
+
+fn mark_down(claim: &Claim, error: &io::Error) {
+    let upstream = claim.upstream();
+    if !is_local(error) && upstream.mark(false) {
+        tracing::warn!(instance = upstream.instance, address = %upstream.address, %error, "upstream does not take connections, marked down");
+    }
 }
 
 /// The edge itself lacked something (a port, a file descriptor): no fault of the upstream's.
-fn is_local(error: &Error) -> bool {
-    matches!(error.etype(), ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError)
-}
-
-#[async_trait]
-impl ProxyHttp for Proxy {
-    type CTX = Request;
-
-    fn new_ctx(&self) -> Request {
-        Request::default()
-    }
-
-    /// None: bodies pass as they are.
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
-
-    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> pingora::Result<bool> {
-        headers::to_origin_form(session.req_header_mut()).map_err(Error::into_down)?;
-        match self.claim(session, request).await {
-            Ok(()) => Ok(false),
-            Err(page) => {
-                if self.answer(page, session, request).await.is_err() {
-                    // The client left, so this answer and the connection are of no use to anyone.
-                    session.set_keepalive(None);
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    async fn upstream_peer(&self, session: &mut Session, request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
-        if request.claim.is_none() {
-            // An earlier try failed.
-            if let Err(page) = self.claim(session, request).await {
-                request.answer = Some(page);
-            }
-        }
-        match &request.claim {
-            Some(claim) => Ok(claim.peer(connection(session, request))),
-            None => Err(Error::explain(ErrorType::HTTPStatus(503), "no upstream left to try")),
-        }
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        upstream: &mut RequestHeader,
-        request: &mut Request,
-    ) -> pingora::Result<()> {
-        request.connected = true;
-        request.probe = headers::take_probe(upstream, &self.probe_token);
-        if connection(session, request) == Connection::Own {
-            upstream.insert_header(header::CONNECTION, "close")?;
-        }
-        headers::set_forwarded(upstream, session.client_addr(), session.server_addr())
-    }
-
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        response: &mut ResponseHeader,
-        request: &mut Request,
-    ) -> pingora::Result<()> {
-        // Hop by hop, and Pingora leaves them in.
-        response.remove_header("keep-alive");
-        response.remove_header("proxy-connection");
-        if let Some(route) = &request.route {
-            if response.status == StatusCode::SWITCHING_PROTOCOLS {
-                Count::add(&route.count.websockets);
-                // Silence is no fault on a websocket.
-                session.set_read_timeout(None);
-            } else if response.status.is_server_error() {
-                Count::add(&route.count.upstream_errors);
-            }
-        }
-        if session.req_header().version == Version::HTTP_10
-            && response.remove_header(&header::TRANSFER_ENCODING).is_some()
-        {
-            // It does not know chunks: the end of the connection is the end of the body.
-            session.set_keepalive(None);
-        }
-        if let Some(claim) = request.claim.as_ref().filter(|_| request.probe) {
-            response.insert_header(DEPLOYMENT_HEADER, claim.set().config.deployment.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// Nothing was sent, so any request may be tried on another upstream.
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        request: &mut Request,
-        mut error: Box<Error>,
-    ) -> Box<Error> {
-        if let Some(claim) = request.claim.take() {
-            request.tried |= claim.bit();
-            if !is_local(&error) && claim.upstream().mark(false) {
-                let upstream = claim.upstream();
-                tracing::warn!(instance = upstream.instance, address = %upstream.address, %error, "upstream does not take connections, marked down");
-            }
-        }
-        error.set_retry(true);
-        error
-    }
-
-    fn error_while_proxy(
-        &self,
-        _peer: &HttpPeer,
-        session: &mut Session,
-        mut error: Box<Error>,
-        request: &mut Request,
-        reused: bool,
-    ) -> Box<Error> {
-        let again = connection_broke(&error) && can_repeat(session);
-        if again && reused {
-            // It was closed while idle, most likely: the same upstream, on a new connection.
-            request.pool_failed = true;
-        } else if again && let Some(claim) = request.claim.take() {
-            request.tried |= claim.bit();
-        }
-        error.set_retry(again);
-        error
-    }
-
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, request: &mut Request) -> FailToProxy {
-        let page = match (request.answer, error.esource()) {
-            (Some(page), _) => page,
-            (None, ErrorSource::Upstream) => Page::BadGateway,
-            (None, ErrorSource::Internal | ErrorSource::Unset) => Page::BadGateway,
-            (None, ErrorSource::Downstream) => Page::BadRequest,
-        };
-        if page != Page::BadRequest {
-            tracing::warn!(%error, status = page.status(), request = self.request_summary(session, request), "request failed");
-        }
-        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
-        // A client that is gone cannot be answered, and who got half an answer must see it break off.
-        if !begun && self.answer(page, session, request).await.is_ok() {
-            return FailToProxy { error_code: page.status(), can_reuse_downstream: false };
-        }
-        FailToProxy { error_code: 0, can_reuse_downstream: false }
-    }
-
-    async fn logging(&self, _session: &mut Session, _error: Option<&Error>, request: &mut Request) {
-        request.claim = None;
-    }
-
-    /// Logged in [`Self::fail_to_proxy`], where it is known whose fault it was.
-    fn suppress_error_log(&self, _session: &Session, _request: &Request, _error: &Error) -> bool {
-        true
-    }
-
-    /// An upstream that goes down is logged once, not with every request.
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Request, _: &Error, _: ProxyWarnLogContext) -> bool {
-        true
-    }
-
-    /// Without the query, which may hold secrets.
-    fn request_summary(&self, session: &Session, _request: &Request) -> String {
-        let header = session.req_header();
-        format!("{} {}{}", header.method, headers::host(header), header.uri.path())
-    }
-}
-
-/// A pooled connection may just be being closed by the upstream. Only a request that can be sent
-/// again takes that risk, and leaves its connection to the pool; any other gets one of its own, and
-/// closes it.
-fn connection(session: &mut Session, request: &Request) -> Connection {
-    if session.req_header().headers.contains_key(header::UPGRADE) {
-        Connection::Upgrade
-    } else if session.req_header().method.is_idempotent() && session.is_body_empty() && !request.pool_failed {
-        Connection::Shared
-    } else {
-        Connection::Own
-    }
+fn is_local(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let local = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::ADDRNOTAVAIL,
+        Errno::ADDRINUSE,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| local.iter().any(|errno| errno.raw_os_error() == code))
 }

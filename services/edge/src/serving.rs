@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
     path::Path,
     pin::pin,
     sync::{Arc, Weak},
@@ -30,6 +30,7 @@ use crate::{
     routes::Routes,
     snapshot,
     watch::{Identity, Reached},
+    workers::Workers,
 };
 
 /// NATS tells its routes within milliseconds, or it is away.
@@ -42,7 +43,7 @@ pub(crate) struct Edge {
     probe_token: String,
     routes: Arc<Routes>,
     /// Held by whoever accepts.
-    listener: Weak<TcpListener>,
+    listener: Weak<StdListener>,
     connections: TaskTracker,
     duty: watch::Sender<Duty>,
     identity: watch::Sender<Option<Identity>>,
@@ -104,7 +105,7 @@ impl Edge {
     async fn turn_came(
         self,
         turn: Result<()>,
-        listener: Arc<TcpListener>,
+        listener: Arc<StdListener>,
         tasks: JoinSet<()>,
         predecessor: Predecessor,
     ) -> Result<()> {
@@ -118,10 +119,10 @@ impl Edge {
         probe_token: String,
         routes: Arc<Routes>,
         stop: CancellationToken,
-    ) -> Result<(Self, Arc<TcpListener>, JoinSet<()>)> {
+    ) -> Result<(Self, Arc<StdListener>, JoinSet<()>)> {
         config.id.parse::<Slug>().context("the edge's id")?;
         let address = listener.local_addr().context("asking for the edge's own address")?;
-        let listener = Arc::new(listener);
+        let listener = Arc::new(listener.into_std().context("taking the listening socket")?);
         let (identity, shown) = watch::channel(None);
         let (reach, reached) = watch::channel(Reached::default());
         // Dropped, and with it ended, when serving has ended.
@@ -157,7 +158,7 @@ impl Edge {
     /// Serves to the end.
     async fn live(
         self,
-        listener: Arc<TcpListener>,
+        listener: Arc<StdListener>,
         mut tasks: JoinSet<()>,
         predecessor: Option<Predecessor>,
     ) -> Result<()> {
@@ -167,8 +168,8 @@ impl Edge {
             probe_token: self.probe_token.clone(),
             max_waiting: self.config.max_waiting,
         };
-        let serving =
-            listen::serve(listener, proxy, self.config.threads, self.duty.subscribe(), self.connections.clone());
+        let workers = Workers::start(self.config.threads).context("starting the edge's threads")?;
+        let serving = listen::serve(listener, proxy, workers, self.duty.subscribe(), self.connections.clone());
         let mut serving = pin!(serving);
         let both = async { tokio::join!(&mut serving, self.conduct(predecessor)) };
         let ended = tokio::select! {

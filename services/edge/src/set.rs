@@ -7,21 +7,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use domain::traffic::{SetStatus, UpstreamSet, UpstreamStatus};
-use pingora::upstreams::peer::HttpPeer;
 use tokio_util::sync::CancellationToken;
-
-use crate::upgrade;
-
-/// A SYN that was lost is sent again after one second; only then is an upstream given up.
-pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-
-/// Idle connections are closed well before any common server closes its side (2 s and more), so
-/// that a request hardly ever meets a connection that is just being closed.
-const IDLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Never given twice, so that a pooled connection to one container is never taken for another
 /// that has the same address.
@@ -44,7 +33,8 @@ pub(crate) struct Set {
 pub(crate) struct Upstream {
     pub(crate) instance: String,
     pub(crate) address: SocketAddr,
-    peer: HttpPeer,
+    /// Under which its idle connections are kept.
+    pub(crate) key: u64,
     healthy: AtomicBool,
     in_flight: AtomicU64,
 }
@@ -54,17 +44,6 @@ pub(crate) struct Upstream {
 pub(crate) struct Claim {
     set: Arc<Set>,
     index: usize,
-}
-
-/// The kind of connection that a request gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Connection {
-    /// From the pool, and back to it.
-    Shared,
-    /// One that no other request uses.
-    Own,
-    /// Its own, to become something else than HTTP.
-    Upgrade,
 }
 
 /// Why a set gave no [`Claim`].
@@ -88,12 +67,15 @@ impl Set {
                 );
                 return None;
             };
-            let known = previous
-                .and_then(|set| set.upstreams.iter().find(|u| u.instance == upstream.instance && u.address == address));
+            let known = previous.and_then(|set| {
+                set.upstreams
+                    .iter()
+                    .find(|u| u.instance == upstream.instance && u.address == address)
+            });
             Some(Upstream {
                 instance: upstream.instance.clone(),
                 address,
-                peer: peer(address),
+                key: next_key(),
                 healthy: AtomicBool::new(known.is_none_or(Upstream::is_healthy)),
                 in_flight: AtomicU64::new(0),
             })
@@ -123,8 +105,15 @@ impl Set {
         }
         let index = self.choose(tried).ok_or(Refused::Exhausted)?;
         self.upstreams[index].in_flight.fetch_add(1, Ordering::SeqCst);
-        let claim = Claim { set: self.clone(), index };
-        if self.draining.load(Ordering::SeqCst) { Err(Refused::Draining) } else { Ok(claim) }
+        let claim = Claim {
+            set: self.clone(),
+            index,
+        };
+        if self.draining.load(Ordering::SeqCst) {
+            Err(Refused::Draining)
+        } else {
+            Ok(claim)
+        }
     }
 
     fn choose(&self, tried: u64) -> Option<usize> {
@@ -133,12 +122,13 @@ impl Set {
             return (tried & 1 == 0).then_some(0);
         }
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
-        (0..count).map(|offset| start.wrapping_add(offset) % count).filter(|index| tried & bit(*index) == 0).min_by_key(
-            |index| {
+        (0..count)
+            .map(|offset| start.wrapping_add(offset) % count)
+            .filter(|index| tried & bit(*index) == 0)
+            .min_by_key(|index| {
                 let upstream = &self.upstreams[*index];
                 (!upstream.is_healthy(), upstream.in_flight.load(Ordering::Relaxed))
-            },
-        )
+            })
     }
 
     pub(crate) fn upstreams(&self) -> &[Upstream] {
@@ -147,7 +137,10 @@ impl Set {
 
     /// Requests and websockets that have not ended yet.
     pub(crate) fn in_flight(&self) -> u64 {
-        self.upstreams.iter().map(|upstream| upstream.in_flight.load(Ordering::SeqCst)).sum()
+        self.upstreams
+            .iter()
+            .map(|upstream| upstream.in_flight.load(Ordering::SeqCst))
+            .sum()
     }
 
     /// Call after the table no longer leads here.
@@ -176,7 +169,11 @@ impl Set {
             healthy: upstream.is_healthy(),
             in_flight: upstream.in_flight.load(Ordering::SeqCst),
         });
-        SetStatus { deployment: self.config.deployment, in_flight: self.in_flight(), upstreams: upstreams.collect() }
+        SetStatus {
+            deployment: self.config.deployment,
+            in_flight: self.in_flight(),
+            upstreams: upstreams.collect(),
+        }
     }
 }
 
@@ -208,20 +205,6 @@ impl Claim {
     pub(crate) fn cut_token(&self) -> &CancellationToken {
         &self.set.cut
     }
-
-    /// Where to connect, and how.
-    pub(crate) fn peer(&self, connection: Connection) -> Box<HttpPeer> {
-        let mut peer = Box::new(self.upstream().peer.clone());
-        match connection {
-            Connection::Shared => {}
-            Connection::Own => peer.group_key = next_key(),
-            Connection::Upgrade => {
-                peer.group_key = next_key();
-                peer.options.custom_l4 = Some(Arc::new(upgrade::Connector));
-            }
-        }
-        peer
-    }
 }
 
 impl Drop for Claim {
@@ -239,14 +222,6 @@ fn bit(index: usize) -> u64 {
     1 << index.min(63)
 }
 
-fn peer(address: SocketAddr) -> HttpPeer {
-    let mut peer = HttpPeer::new(address, false, String::new());
-    peer.group_key = next_key();
-    peer.options.connection_timeout = Some(CONNECT_LIMIT);
-    peer.options.idle_timeout = Some(IDLE_LIMIT);
-    peer
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use domain::{DeploymentId, Span, settings::HealthCheck, traffic};
@@ -255,10 +230,10 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn config(deployment: u128, addresses: &[&str]) -> UpstreamSet {
-        let upstreams = addresses
-            .iter()
-            .enumerate()
-            .map(|(i, address)| traffic::Upstream { instance: format!("c{i}"), address: (*address).into() });
+        let upstreams = addresses.iter().enumerate().map(|(i, address)| traffic::Upstream {
+            instance: format!("c{i}"),
+            address: (*address).into(),
+        });
         UpstreamSet {
             deployment: DeploymentId(Uuid::from_u128(deployment)),
             upstreams: upstreams.collect(),
@@ -269,7 +244,10 @@ pub(crate) mod tests {
 
     fn set_of(count: usize) -> Arc<Set> {
         let addresses: Vec<String> = (1..=count).map(|port| format!("127.0.0.1:{port}")).collect();
-        Arc::new(Set::new(config(1, &addresses.iter().map(String::as_str).collect::<Vec<_>>()), None))
+        Arc::new(Set::new(
+            config(1, &addresses.iter().map(String::as_str).collect::<Vec<_>>()),
+            None,
+        ))
     }
 
     #[test]
@@ -294,7 +272,10 @@ pub(crate) mod tests {
         let set = set_of(2);
         set.upstreams()[0].mark(false);
         let claims: Vec<_> = (0..5).map(|_| set.claim(0).expect("an upstream")).collect();
-        assert!(claims.iter().all(|claim| claim.bit() == 2), "only the healthy one, however busy");
+        assert!(
+            claims.iter().all(|claim| claim.bit() == 2),
+            "only the healthy one, however busy"
+        );
         assert_eq!(set.claim(2).expect("the one marked down").bit(), 1);
         assert_eq!(set.claim(3).err(), Some(Refused::Exhausted));
     }
@@ -313,16 +294,16 @@ pub(crate) mod tests {
     fn an_upstream_without_a_usable_address_is_left_out() {
         let set = Arc::new(Set::new(config(1, &["nonsense", "127.0.0.1:1"]), None));
         assert_eq!(set.upstreams().len(), 1);
-        assert_eq!(Arc::new(Set::new(config(1, &[]), None)).claim(0).err(), Some(Refused::Exhausted));
+        assert_eq!(
+            Arc::new(Set::new(config(1, &[]), None)).claim(0).err(),
+            Some(Refused::Exhausted)
+        );
     }
 
     #[test]
     fn connections_are_never_shared_between_containers_of_one_address() {
         let (old, new) = (set_of(1), set_of(1));
-        let key = |set: &Arc<Set>, connection| set.claim(0).expect("an upstream").peer(connection).group_key;
-        assert_ne!(key(&old, Connection::Shared), key(&new, Connection::Shared));
-        assert_eq!(key(&old, Connection::Shared), key(&old, Connection::Shared));
-        assert_ne!(key(&old, Connection::Own), key(&old, Connection::Own));
+        assert_ne!(old.upstreams()[0].key, new.upstreams()[0].key);
     }
 
     #[test]

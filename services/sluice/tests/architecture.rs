@@ -56,7 +56,6 @@ fn each_outside_part_is_known_to_one_crate() {
     assert_eq!(users("async-nats"), ["eventlog"]);
     assert_eq!(users("sqlx"), ["readmodel"]);
     assert_eq!(users("bollard"), ["deployer"]);
-    assert_eq!(users("pingora"), ["edge"]);
     assert_eq!(users("axum"), ["api"]);
 }
 

@@ -7,8 +7,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 use crate::env;
 
-/// What our own crates say, and the warnings of others. Pingora reports every client that hangs up as an error; what matters of it the edge says itself.
-const DEFAULT: &str = "info,async_nats=warn,sqlx=warn,pingora_proxy=off,pingora_core=warn";
+/// What our own crates say, and the warnings of others.
+const DEFAULT: &str = "info,async_nats=warn,sqlx=warn";
 
 /// Reads `LOG` (a filter such as `info` or `info,deployer=debug`) and `LOG_FORMAT` (`text` or `json`).
 pub fn init() -> Result<()> {

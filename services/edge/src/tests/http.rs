@@ -151,7 +151,7 @@ async fn an_old_client_gets_no_chunks() {
     assert!(all.ends_with("\r\n\r\nhello"), "{all}");
     let mut client = edge.connect().await;
     client.send("GET / HTTP/1.0\r\n\r\n").await;
-    assert!(client.rest().await.starts_with("HTTP/1.1 404"), "the shortest request gets an answer, too");
+    assert!(client.rest().await.starts_with("HTTP/1.0 404"), "the shortest request gets an answer, too");
     assert_eq!(edge.connect().await.get("/chunked").await.body, "5\r\nhello\r\n0\r\n\r\n");
 }
 

@@ -27,6 +27,7 @@ use crate::{
     listen::{self, Duty},
     proxy::Proxy,
     routes::Routes,
+    workers::Workers,
 };
 
 const HOST: &str = "shop.test";
@@ -56,7 +57,9 @@ impl Edge {
         let duty = watch::Sender::new(Duty::Accept);
         let connections = TaskTracker::new();
         let proxy = Proxy { routes: routes.clone(), probe_token: TOKEN.into(), max_waiting: 3 };
-        let serving = tokio::spawn(listen::serve(Arc::new(listener), proxy, 2, duty.subscribe(), connections));
+        let listener = Arc::new(listener.into_std().expect("a listener"));
+        let workers = Workers::start(2).expect("threads");
+        let serving = tokio::spawn(listen::serve(listener, proxy, workers, duty.subscribe(), connections));
         let mut tasks = JoinSet::new();
         tasks.spawn(routes.clone().enforce_deadlines());
         Edge { routes, address, duty, grace, serving, _tasks: tasks }

@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// An application that is so quick to say 101 that its answer is there before the request has ended, which a busy
-/// machine makes of any; then it sends back what comes.
+/// An application that says 101 as soon as it sees the first byte of a request; then it sends back what comes.
 async fn hasty() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
+            stream.read_u8().await.expect("a byte");
             let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
             stream.write_all(answer).await.expect("answered");
             app::read_message(&mut stream).await.expect("a request");
