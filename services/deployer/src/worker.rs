@@ -1,4 +1,11 @@
 //! Takes commands from the node's queue and carries each rollout to its end, step by step.
+//!
+//! Whose a rollout is, the log says: the last `started` names the worker, and the reports of any other are refused. A
+//! worker lets go of its rollout when the queue has not confirmed for [`Delivery::LEASE`] that it still has it, for
+//! from then on another may. And since a worker that slept may wake in the middle of a step, every change it makes (of
+//! a container, a network, a route) first asks the log whether the rollout is still its own. What can slip through is
+//! a call that was already under way to the engine when it fell asleep: its effect carries the deployment's label and
+//! name, so that it is either the same as the other worker's, or found and undone by the next sweep.
 
 use std::{
     collections::HashMap,

@@ -9,7 +9,7 @@ mod traffic;
 use std::sync::Arc;
 
 use domain::{
-    DeploymentId,
+    DeploymentId, Span,
     stage::{Instance, Keep, Kind, Release, Rollout, Spec, Step},
 };
 use eventlog::{LogLine, LogRef, LogStream};
@@ -47,7 +47,14 @@ pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepErro
         Step::Pull => pull::pull(job).await.map(done),
         Step::Hold | Step::Rehold => traffic::hold(job).await.map(done),
         Step::Create => create::create(job, job.rollout.deployment, &job.rollout.spec).await,
-        Step::AwaitHealthy => await_healthy(job, job.rollout.deployment, &job.rollout.spec).await.map(done),
+        Step::AwaitHealthy => {
+            let spec = &job.rollout.spec;
+            await_healthy(job, job.rollout.deployment, spec).await?;
+            if spec.settings.bake == Span::ZERO {
+                keep_running(job, job.rollout.deployment).await?;
+            }
+            Ok(vec![])
+        }
         Step::Switch => traffic::switch(job).await.map(done),
         Step::Bake => bake(job).await.map(done),
         Step::Drain => traffic::drain(job).await.map(done),
@@ -84,23 +91,33 @@ impl Job {
     }
 }
 
-/// Waits until every container of the set is healthy; from then on the engine keeps them running.
+/// Waits until every container of the set is healthy.
 async fn await_healthy(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<(), StepError> {
     if job.again {
         // Whatever stopped them was not their own doing.
         create::create(job, deployment, spec).await?;
     }
     let containers = job.containers(deployment).await?;
-    health::await_all(job, &containers, spec).await?;
-    for container in &containers {
+    health::await_all(job, &containers, spec).await
+}
+
+/// From now on the engine starts them again whenever they end: before they have proven themselves, one that ends must
+/// stay down to be seen.
+async fn keep_running(job: &Job, deployment: DeploymentId) -> Result<(), StepError> {
+    for container in job.containers(deployment).await? {
         job.engine.set_restart(&container.id, true).await?;
     }
     Ok(())
 }
 
 async fn bake(job: &Job) -> Result<(), StepError> {
-    let containers = job.containers(job.rollout.deployment).await?;
-    health::watch_all(job, &containers, &job.rollout.spec).await
+    let (deployment, spec) = (job.rollout.deployment, &job.rollout.spec);
+    if job.again {
+        create::create(job, deployment, spec).await?;
+    }
+    let containers = job.containers(deployment).await?;
+    health::watch_all(job, &containers, spec).await?;
+    keep_running(job, deployment).await
 }
 
 /// Brings the previous release back: the containers that were stopped, or new ones where they are gone.
@@ -108,7 +125,8 @@ async fn restore(job: &Job) -> Result<(), StepError> {
     let Some(previous) = job.previous() else { return Ok(()) };
     pull::have_image(job, &previous.spec.image).await?;
     create::create(job, previous.deployment, &previous.spec).await?;
-    await_healthy(job, previous.deployment, &previous.spec).await
+    await_healthy(job, previous.deployment, &previous.spec).await?;
+    keep_running(job, previous.deployment).await
 }
 
 /// Makes the containers of what serves again where someone removed them, if nothing else is under way.
@@ -140,8 +158,5 @@ pub(crate) async fn complete(node: &Arc<Node>, place: &Place) -> Result<(), Step
     tracing::warn!(%place, %deployment, "containers of what serves are gone; they are made again");
     job.note("containers are gone without a deployment having removed them; they are made again");
     create::create(&job, *deployment, spec).await?;
-    for container in job.containers(*deployment).await? {
-        job.engine.set_restart(&container.id, true).await?;
-    }
-    Ok(())
+    keep_running(&job, *deployment).await
 }
