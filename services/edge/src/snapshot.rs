@@ -52,7 +52,7 @@ fn read(path: &Path) -> io::Result<Vec<Saved>> {
 
 fn write(path: &Path, saved: &[Saved]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        runtime::files::create_dir(folder)?;
     }
     runtime::files::replace(path, &serde_json::to_vec(saved)?, 0o600)
 }

@@ -141,7 +141,9 @@ impl Bucket {
         if delete {
             headers.insert("KV-Operation", "DEL");
         }
-        let reply = request(&self.log.inner.client, OPERATION, &self.subject(key)?, headers, value, DEADLINE).await?;
+        let subject = self.subject(key)?;
+        let reply = request(&self.log.inner.client, OPERATION, &subject, headers, value, DEADLINE);
+        let reply = self.log.inner.connected(OPERATION, reply).await?;
         let ack: Ack = serde_json::from_slice(&reply.payload)
             .map_err(|e| Error::Protocol { operation: OPERATION, detail: e.to_string() })?;
         match ack.error {

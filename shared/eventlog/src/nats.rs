@@ -150,8 +150,8 @@ impl Inner {
     pub(crate) async fn last_on(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
         const OPERATION: &str = "reading a key";
         let request_subject = format!("$JS.API.DIRECT.GET.{stream}.{subject}");
-        let message =
-            request(&self.client, OPERATION, &request_subject, HeaderMap::new(), Bytes::new(), DEADLINE).await?;
+        let message = request(&self.client, OPERATION, &request_subject, HeaderMap::new(), Bytes::new(), DEADLINE);
+        let message = self.connected(OPERATION, message).await?;
         match message.status.map(|status| status.as_u16()) {
             None => stored(OPERATION, message).map(Some),
             Some(404) => Ok(None),
