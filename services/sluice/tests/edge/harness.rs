@@ -54,10 +54,7 @@ impl Installation {
         installation.route(1, upstreams).await;
         installation.start();
         installation.answers("1").await;
-        installation
-            .until("the snapshot is written", async || {
-                installation.read("edge/routes.json")?.contains(KEY).then_some(())
-            })
+        until("the snapshot is written", async || installation.read("edge/routes.json")?.contains(KEY).then_some(()))
             .await;
         installation
     }
@@ -84,19 +81,7 @@ impl Installation {
 
     /// Points the route at `upstreams`; deployment and fence are `number`. Returns its revision.
     pub(crate) async fn route(&self, number: u64, upstreams: &[SocketAddr]) -> u64 {
-        let name = |text: &str| text.parse().expect("a name");
-        let upstreams = upstreams.iter().enumerate();
-        let deployment = format!("00000000-0000-0000-0000-{number:012}");
-        let target = Target::Live(UpstreamSet {
-            deployment: serde_json::from_value(deployment.into()).expect("an id"),
-            upstreams: upstreams.map(|(i, a)| Upstream { instance: format!("c{i}"), address: a.to_string() }).collect(),
-            health: HealthCheck::default(),
-            drain: Span::secs(30),
-        });
-        let (project, stage) = (name("shop"), name("prod"));
-        let route = Route { project, stage, host: HOST.into(), path: "/".into(), target, fence: number };
-        let value = serde_json::to_vec(&route).expect("serializable");
-        self.log.bucket(ROUTES).put(KEY, value).await.expect("NATS takes the route")
+        self.log.bucket(ROUTES).put(KEY, route(number, upstreams)).await.expect("NATS takes the route")
     }
 
     /// What the edge that goes by `id` says of itself.
@@ -148,24 +133,11 @@ impl Installation {
     /// Waits until version `version` answers.
     pub(crate) async fn answers(&self, version: &str) {
         let what = format!("version {version} answers");
-        self.until(&what, async || {
+        until(&what, async || {
             let mut client = Client::connect(&self.address).await?;
             (client.get().await?.version() == version).then_some(())
         })
         .await;
-    }
-
-    /// Asks again and again until there is an answer.
-    pub(crate) async fn until<T>(&self, what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
-        let asked = timeout(DEADLINE, async {
-            loop {
-                if let Some(answer) = ask().await {
-                    return answer;
-                }
-                sleep(Duration::from_millis(5)).await;
-            }
-        });
-        asked.await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}\n{}", self.log_text()))
     }
 
     /// Waits until the process has ended; one of ours is reaped, with its success.
@@ -176,7 +148,7 @@ impl Installation {
                 let status = timeout(DEADLINE, self.children.remove(index).wait()).await.expect("in time");
                 assert!(status.expect("waited for").success());
             }
-            None => self.until("the process has ended", async || (!lives(pid)).then_some(())).await,
+            None => until("the process has ended", async || (!lives(pid)).then_some(())).await,
         }
     }
 
@@ -209,6 +181,34 @@ impl Drop for Installation {
             kill_process(pid, Signal::KILL).ok();
         }
     }
+}
+
+pub(crate) fn route(number: u64, upstreams: &[SocketAddr]) -> Vec<u8> {
+    let name = |text: &str| text.parse().expect("a name");
+    let upstreams = upstreams.iter().enumerate();
+    let deployment = format!("00000000-0000-0000-0000-{number:012}");
+    let target = Target::Live(UpstreamSet {
+        deployment: serde_json::from_value(deployment.into()).expect("an id"),
+        upstreams: upstreams.map(|(i, a)| Upstream { instance: format!("c{i}"), address: a.to_string() }).collect(),
+        health: HealthCheck::default(),
+        drain: Span::secs(30),
+    });
+    let (project, stage) = (name("shop"), name("prod"));
+    let route = Route { project, stage, host: HOST.into(), path: "/".into(), target, fence: number };
+    serde_json::to_vec(&route).expect("serializable")
+}
+
+/// Asks again and again until there is an answer.
+pub(crate) async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let asked = timeout(DEADLINE, async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    });
+    asked.await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
 
 /// A process that waits to be reaped lives no more.

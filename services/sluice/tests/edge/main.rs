@@ -1,6 +1,7 @@
 //! `sluice edge` by itself: one process takes over from another, and either may die in the middle.
 
 mod harness;
+mod supervised;
 
 use std::{path::Path, time::Instant};
 
@@ -9,7 +10,7 @@ use edge::{Answer, UpgradeError};
 use rustix::process::{Signal, kill_process};
 use testkit::Load;
 
-use crate::harness::{Client, DRAIN, Installation, app, lives, pid};
+use crate::harness::{Client, DRAIN, Installation, app, lives, pid, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_another_process_takes_over_and_open_connections_last_until_the_drain_deadline() {
@@ -20,7 +21,7 @@ async fn no_request_fails_while_another_process_takes_over_and_open_connections_
     let mut socket = Client::websocket(&edge.address).await;
     let mut events = Client::events(&edge.address).await;
     let mut idle = Client::connect(&edge.address).await.expect("connected");
-    assert_eq!(idle.get().await.expect("an answer").header("connection"), Some("keep-alive"));
+    assert_ne!(idle.get().await.expect("an answer").header("connection"), Some("close"));
     kept.more(100).await;
 
     let first = edge.pid().expect("a pid file");
@@ -82,10 +83,8 @@ async fn whoever_switches_a_route_hears_of_both_processes() {
     // A switch reaches both: a connection that the old one has kept must not lead to containers that are gone.
     let revision = edge.route(2, &[two]).await;
     for id in ["local", &old] {
-        edge.until("the switch is in force", async || {
-            (edge.status(id).await?.routes[0].revision == revision).then_some(())
-        })
-        .await;
+        until("the switch is in force", async || (edge.status(id).await?.routes[0].revision == revision).then_some(()))
+            .await;
     }
     assert_eq!(idle.get().await.expect("an answer").version(), "2");
     edge.answers("2").await;
@@ -153,8 +152,8 @@ async fn a_new_edge_that_is_killed_is_replaced_by_the_old_one() {
     assert_eq!(client.get().await.expect("an answer").version(), "1");
     assert!(socket.echoes().await);
     let old = pid(upgraded.old_pid);
-    edge.until("the pid file names it again", async || (edge.pid() == Some(old)).then_some(())).await;
-    edge.until("it answers as the edge", async || edge.status("local").await).await;
+    until("the pid file names it again", async || (edge.pid() == Some(old)).then_some(())).await;
+    until("it answers as the edge", async || edge.status("local").await).await;
 
     let upgraded = edge.upgrade().await;
     assert_eq!(pid(upgraded.old_pid), old);
@@ -183,7 +182,7 @@ async fn an_old_edge_that_is_killed_in_the_middle_is_replaced_by_the_new_one_at_
     assert!(matches!(ended, Err(UpgradeError::NoAnswer)), "{ended:?}");
     let mut client = Client::connect(&edge.address).await.expect("the socket was never closed");
     assert_eq!(client.get().await.expect("an answer").version(), "1");
-    edge.until("the pid file names the new one", async || (edge.pid() == started).then_some(())).await;
+    until("the pid file names the new one", async || (edge.pid() == started).then_some(())).await;
     edge.kill(old).await;
 }
 
