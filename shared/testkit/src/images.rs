@@ -132,7 +132,7 @@ impl SampleImage {
 }
 
 /// Linked statically by `make sample-app`; a build of the usual kind would not run in an empty image.
-fn sample_program() -> Result<PathBuf> {
+pub fn sample_program() -> Result<PathBuf> {
     let program = workspace().join("target/sample-app/sample-app");
     if !program.is_file() {
         bail!("the sample application is not built: run `make sample-app`");

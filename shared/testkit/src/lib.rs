@@ -21,7 +21,7 @@ mod websocket;
 
 pub use disk::{LossyDisk, Luck, Names};
 pub use docker::Docker;
-pub use images::SampleImage;
+pub use images::{SampleImage, sample_program};
 pub use load::{Load, Report, Running};
 pub use nats::{Nats, nats_server};
 pub use postgres::{Database, Postgres};

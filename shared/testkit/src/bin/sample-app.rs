@@ -10,12 +10,13 @@
 //! - `IGNORE_SIGTERM`: lives until killed
 //! - `ALLOCATE_MB`: fills this much memory once it listens
 //!
-//! Paths: `/healthz`, `/break` (from then on `/healthz` answers 500), `/slow?ms=`, `/headers` (the request's, as JSON), `/ws` (websocket echo), `/env?name=`,
-//! `/log?text=` (a line on stdout); every other path, by any method, answers the version and the path.
+//! Paths: `/healthz`, `/break` (from then on `/healthz` answers 500), `/slow?ms=`, `/headers` (the request's, as JSON), `/ws` (websocket echo), `/events`
+//! (server-sent events, ten a second, without end), `/env?name=`, `/log?text=` (a line on stdout); every other path, by any method, answers the version and the path.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what an application in a container logs to")]
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     env, future, process,
     str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
@@ -80,6 +81,7 @@ async fn serve(port: u16, mut terminate: Signal) {
         .route("/slow", get(slow))
         .route("/headers", get(headers))
         .route("/ws", get(websocket))
+        .route("/events", get(events))
         .route("/env", get(variable))
         .route("/log", get(log))
         .fallback(async |uri: Uri| format!("{} {}\n", version(), uri.path()))
@@ -124,6 +126,14 @@ async fn health(State(started): State<Instant>) -> StatusCode {
 async fn slow(Query(query): Query<HashMap<String, u64>>) -> String {
     sleep(Duration::from_millis(query.get("ms").copied().unwrap_or(1000))).await;
     format!("{} slow\n", version())
+}
+
+async fn events() -> Response {
+    let ticks = futures::stream::unfold((), |()| async {
+        sleep(Duration::from_millis(100)).await;
+        Some((Ok::<_, Infallible>("data: tick\n\n"), ()))
+    });
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(ticks)).into_response()
 }
 
 async fn headers(headers: HeaderMap) -> Json<BTreeMap<String, Vec<String>>> {
