@@ -30,6 +30,11 @@ pub(crate) enum Target {
         peer: &'static str,
         ratio: f64,
     },
+    /// Of the ratio ours / peer, round by round.
+    AtMostTimes {
+        peer: &'static str,
+        ratio: f64,
+    },
     /// Of the difference ours - peer, round by round.
     AtMostOver {
         peer: &'static str,
@@ -140,6 +145,7 @@ impl Row {
                 Target::Zero => value == 0.0,
                 Target::AtMost { limit } => value <= limit,
                 Target::AtLeast { ratio, .. } => value >= ratio,
+                Target::AtMostTimes { ratio, .. } => value <= ratio,
                 Target::AtMostOver { plus, .. } => value <= plus,
             };
             self.verdicts.push(Verdict { target: *target, value, met });
@@ -156,7 +162,7 @@ impl Row {
         match target {
             Target::Zero => self.spread.as_ref().map(|spread| spread.most),
             Target::AtMost { .. } => self.spread.as_ref().map(|spread| spread.median),
-            Target::AtLeast { peer, .. } => median(|ours, theirs| ours / theirs, peer),
+            Target::AtLeast { peer, .. } | Target::AtMostTimes { peer, .. } => median(|ours, theirs| ours / theirs, peer),
             Target::AtMostOver { peer, .. } => median(|ours, theirs| ours - theirs, peer),
         }
     }
@@ -168,6 +174,7 @@ impl std::fmt::Debug for Target {
             Target::Zero => write!(f, "0"),
             Target::AtMost { limit } => write!(f, "at most {limit}"),
             Target::AtLeast { peer, ratio } => write!(f, "at least {ratio} of {peer}"),
+            Target::AtMostTimes { peer, ratio } => write!(f, "at most {ratio} times {peer}"),
             Target::AtMostOver { peer, plus } => write!(f, "at most {plus} over {peer}"),
         }
     }
