@@ -82,7 +82,7 @@ fn said(Problem { code, message, hint, log: _ }: Problem) -> ResolveError {
 async fn resolve(node: &Node, text: &str) -> Result<Image, StepError> {
     let reference = Reference::parse(text)
         .map_err(|error| Problem::new("bad_reference", error.to_string(), "give a repository and a tag or digest"))?;
-    let version = node.engine.version().await?;
+    let version = node.engine.platform().await?;
     let local = node.engine.image(text).await?;
     if let Some(local) = &local {
         if !runs_on(&local.os, &local.arch, &version) && reference.digest.is_some() {

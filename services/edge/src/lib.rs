@@ -33,6 +33,7 @@ use std::{
 };
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -71,13 +72,15 @@ impl Config {
             grace: Duration::from_secs(30),
             control: None,
             pid_file: None,
-            max_waiting: 1000,
+            // Twenty seconds of a recreate at 500 requests/s; a request that waits holds one connection and no upstream.
+            max_waiting: 10_000,
         }
     }
 }
 
 /// Serves until SIGTERM or SIGINT, or until another process has taken over, on a runtime of its own.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads)
         .thread_name("edge")
@@ -94,6 +97,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // Requests had their grace time; nothing else is worth waiting for.
     runtime.shutdown_background();
     outcome
+}
+
+/// A login shell allows 1,024 open files, which a few hundred clients use up; the machine allows far more to who asks.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it was");
+    }
 }
 
 /// Serves until `stop`, then lets requests in flight finish within the grace time.

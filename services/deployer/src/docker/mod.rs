@@ -80,10 +80,13 @@ struct Shared {
     host: String,
     deadlines: Deadlines,
     client: Mutex<Option<bollard::Docker>>,
+    /// As it was last told.
+    version: Mutex<Option<Version>>,
     /// The engine takes a second network of the same name without complaint.
     networks: Arc<tokio::sync::Mutex<()>>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Version {
     pub(crate) version: String,
     pub(crate) os: String,
@@ -94,7 +97,8 @@ impl Engine {
     /// Connects with the first call.
     pub(crate) fn new(host: Option<String>, deadlines: Deadlines) -> Self {
         let host = host.unwrap_or_else(|| "unix:///var/run/docker.sock".into());
-        let shared = Shared { host, deadlines, client: Mutex::default(), networks: Arc::default() };
+        let shared =
+            Shared { host, deadlines, client: Mutex::default(), version: Mutex::default(), networks: Arc::default() };
         Self { shared: Arc::new(shared), changes: TaskTracker::new(), guard: None }
     }
 
@@ -203,11 +207,26 @@ impl Engine {
         let limit = self.limits().alive;
         let found =
             self.call("asking for its version".into(), limit, |docker| async move { docker.version().await }).await?;
-        Ok(Version {
+        let version = Version {
             version: found.version.unwrap_or_default(),
             os: found.os.unwrap_or_default(),
             arch: found.arch.unwrap_or_default(),
-        })
+        };
+        *self.known_version() = Some(version.clone());
+        Ok(version)
+    }
+
+    /// What does not change while the engine is the same. Asking anew has it start two programs, for 10 ms and more.
+    pub(crate) async fn platform(&self) -> Result<Version> {
+        let known = self.known_version().clone();
+        match known {
+            Some(known) => Ok(known),
+            None => self.version().await,
+        }
+    }
+
+    fn known_version(&self) -> std::sync::MutexGuard<'_, Option<Version>> {
+        self.shared.version.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) async fn pull(job: &Job) -> Result<(), StepError> {
     let spec = &job.rollout.spec;
     let image = have_image(job, &spec.image).await?;
     // Found out here, before anything that serves is touched.
-    let version = job.engine.version().await?;
+    let version = job.engine.platform().await?;
     check_platform(&spec.image.requested, &image, &version)?;
     let port = create::choose_port(&spec.settings, &image)?;
     health::choose(&spec.settings.health, &image, port)?;

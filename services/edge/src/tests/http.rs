@@ -1,6 +1,7 @@
 //! The protocol: hosts, headers, versions, odd requests, and an orderly end.
 
 use domain::traffic::{DEPLOYMENT_HEADER, PROBE_HEADER};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{app::header, *};
 
@@ -234,4 +235,12 @@ async fn a_taken_port_names_the_variable_to_set() {
     let address = taken.local_addr().expect("an address");
     let error = listen::bind(address).await.expect_err("taken");
     assert!(error.to_string().contains("EDGE_LISTEN") && error.to_string().contains(&address.to_string()), "{error}");
+}
+
+#[test]
+fn as_many_connections_may_be_open_as_the_machine_allows() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum }).expect("less than before");
+    crate::raise_open_files();
+    assert_eq!(getrlimit(Resource::Nofile).current, maximum);
 }
