@@ -59,14 +59,14 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
         let mut in_turns = Round { ours: Vec::new(), bare: Vec::new() };
         for number in 1..=EACH {
             in_turns.ours.push(ours.deploy("present", &local[number % 2]).await?);
-            in_turns.bare.push(bare.bring_up(&local[0]).await?);
+            in_turns.bare.push(ours.watching("present", bare.bring_up(&local[0])).await?);
         }
         present.push(in_turns);
         let mut in_turns = Round { ours: Vec::new(), bare: Vec::new() };
         for number in 1..=PULLED_EACH {
             // Ours, which keeps no earlier release, has removed the image before this one.
             in_turns.ours.push(ours.deploy("pulled", &remote[number % 2]).await?);
-            in_turns.bare.push(bare.pull_and_bring_up(&remote[2]).await?);
+            in_turns.bare.push(ours.watching("pulled", bare.pull_and_bring_up(&remote[2])).await?);
         }
         pulled.push(in_turns);
         let told = [&present, &pulled].map(|rounds| rounds.last().map_or(0.0, overhead));

@@ -91,6 +91,17 @@ impl Ours<'_> {
         Ok(Served { accepted: accepted - asked, serves, dispatched, pull, create, await_healthy, switch, between })
     }
 
+    /// Does `work` under the same questions that a deployment is watched with, which cost the machine something too.
+    pub(super) async fn watching<T>(&self, stage: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let watch = async {
+            loop {
+                self.serving(stage).await?;
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! { done = work => done, failed = watch => failed }
+    }
+
     pub(super) async fn stop(mut self) -> Result<()> {
         self.installation.run(&["project", "archive", "bench"]).await?;
         self.installation.stop().await
