@@ -8,7 +8,7 @@ SAMPLE_PROFILE := dev
 WITH_SERVICES := $(TARGET)/debug/with-services
 
 .DEFAULT_GOAL := help
-.PHONY: help up hello test demo storm bench check fmt sqlx snapshots tools sample-app with-services clean-tools
+.PHONY: help up hello test demo storm walk bench check fmt sqlx snapshots tools sample-app with-services clean-tools
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ storm: sample-app ## Kill, hang and cut off everything under load (KILLS=50 SEED
 	@scripts/install build nats postgres storm
 	cargo build --locked --release -p sluice -p storm
 	@$(if $(filter 0,$(shell id -u)),,sudo --preserve-env=KILLS,SEED,FAULTS,NATS_SERVER )$(TARGET)/release/storm $(TARGET)/release/sluice
+
+walk: tools sample-app ## Kill each part alone at every step of every deployment (TARGETS=deployer,all; writes target/report/walk.json)
+	WALK=alone WALK_TARGETS=$(TARGETS) cargo nextest run --locked --profile walk -p sluice --test walk
 
 check: with-services ## Formatting, lints, query snapshots, dependencies
 	@scripts/install build postgres checkers

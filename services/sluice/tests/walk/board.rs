@@ -1,0 +1,116 @@
+//! Which moments there are, which of them were struck, and where each deployment stands.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use domain::DeploymentId;
+
+use crate::{
+    lane::Lane,
+    moments::{Moment, What},
+};
+
+/// What happened so shortly before a kill is what it struck.
+const JUST_NOW: Duration = Duration::from_millis(10);
+
+/// A lane and its deployment that is on its way.
+pub(crate) struct Place {
+    pub(crate) lane: Lane,
+    /// Everything that happens to a deployment that nobody disturbs, in order.
+    pub(crate) expected: Vec<String>,
+    pub(crate) struck: BTreeSet<String>,
+    pub(crate) current: Option<DeploymentId>,
+    /// Of the current deployment.
+    pub(crate) outcome: Option<String>,
+    /// Whether the driver has called it off, or spoiled it.
+    pub(crate) turned: bool,
+    /// Newest last.
+    recent: Vec<(String, Instant)>,
+}
+
+const OUTCOMES: [&str; 5] = ["succeeded", "failed", "rolled_back", "cancelled", "superseded"];
+
+impl Place {
+    pub(crate) fn new(lane: Lane) -> Place {
+        Place {
+            lane,
+            expected: vec![],
+            struck: BTreeSet::new(),
+            current: None,
+            outcome: None,
+            turned: false,
+            recent: vec![],
+        }
+    }
+
+    pub(crate) fn rest(&mut self) {
+        self.current = None;
+        self.outcome = None;
+        self.turned = false;
+        self.recent.clear();
+    }
+
+    /// Takes note of `moment`, and returns what it is called here.
+    pub(crate) fn absorb(&mut self, moment: &Moment) -> Option<String> {
+        let name = match &moment.what {
+            What::Event(name) => {
+                if name == "requested" && self.outcome.is_none() && self.current.is_none() {
+                    self.current = Some(moment.deployment);
+                }
+                if self.current != Some(moment.deployment) {
+                    return None;
+                }
+                if OUTCOMES.contains(&name.as_str()) {
+                    self.outcome = Some(name.clone());
+                }
+                name.clone()
+            }
+            What::Container(action) => {
+                let current = self.current?;
+                let whose = if current == moment.deployment { "new" } else { "old" };
+                format!("{whose} container: {action}")
+            }
+        };
+        self.recent.push((name.clone(), moment.at));
+        Some(name)
+    }
+
+    /// Whether the newest moment is one that is to be struck and was not yet.
+    pub(crate) fn wants(&self) -> Option<&str> {
+        self.at(Instant::now()).find(|name| self.expected.iter().any(|e| e == name) && !self.struck.contains(*name))
+    }
+
+    /// A kill at `when` struck the newest moment, and those that came with it.
+    pub(crate) fn strike(&mut self, when: Instant) {
+        let names: Vec<String> = self.at(when).map(str::to_owned).collect();
+        self.struck.extend(names.into_iter().filter(|name| self.expected.contains(name)));
+    }
+
+    fn at(&self, when: Instant) -> impl Iterator<Item = &str> {
+        let newest = self.recent.len().saturating_sub(1);
+        let moments = self.recent.iter().enumerate();
+        let just =
+            moments.filter(move |(at, (_, then))| *at == newest || when.saturating_duration_since(*then) < JUST_NOW);
+        just.map(|(_, (name, _))| name.as_str())
+    }
+
+    /// The newest moment.
+    pub(crate) fn last(&self) -> Option<&str> {
+        self.recent.last().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn left(&self) -> Vec<&str> {
+        self.expected.iter().filter(|name| !self.struck.contains(*name)).map(String::as_str).collect()
+    }
+
+    /// The undisturbed deployment has ended: what happened to it is what will be struck.
+    pub(crate) fn learn(&mut self) {
+        for (name, _) in &self.recent {
+            if !self.expected.contains(name) {
+                self.expected.push(name.clone());
+            }
+        }
+    }
+}

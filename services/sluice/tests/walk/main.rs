@@ -1,0 +1,84 @@
+//! A kill at every step of every way that a deployment can go, of every part and of all at once.
+//!
+//! Each part is killed on an installation of its own: with ten stages, one for each way (blue-green or recreate;
+//! succeeds, is cancelled or fails, before or after the switch), with a private engine and registry, under HTTP load.
+//! First a deployment that nobody disturbs shows what moments there are: every event of it in the log, and everything
+//! that the engine does to a container in between. Then the deployments are repeated, with `kill -9` at each of those
+//! moments; and each time the [verdict](storm::verdict) is asked for.
+//!
+//! By default all stages walk at the same time and a deployment suffers a kill at each of its steps in turn. With
+//! `WALK=alone` (`make walk`) each deployment suffers only one, and nothing else happens beside it; that takes long.
+//! `WALK_TARGETS=deployer,all` walks with these only.
+
+mod board;
+mod client;
+mod lane;
+mod moments;
+mod strike;
+mod walk;
+
+use std::{fs, path::Path};
+
+use futures::future::join_all;
+use walk::{Outcome, Spread};
+
+use crate::strike::Target;
+
+/// The roles that decide and do, and the database.
+#[tokio::test]
+async fn deployments_come_to_one_good_end_whenever_a_role_is_killed() {
+    killing([Target::Deployer, Target::Projector, Target::Api, Target::Postgres]).await;
+}
+
+/// What the roles rest on, and everything at once.
+#[tokio::test]
+async fn deployments_come_to_one_good_end_whenever_what_carries_them_is_killed() {
+    killing([Target::Edge, Target::Nats, Target::Dockerd, Target::All]).await;
+}
+
+/// Most of it is waiting, so several installations walk at the same time.
+async fn killing(targets: [Target; 4]) {
+    let spread = match runtime::env::optional("WALK").as_deref() {
+        None => Spread::Together,
+        Some("alone") => Spread::Alone,
+        Some(other) => panic!("WALK is `alone` or nothing, not {other}"),
+    };
+    let wanted = runtime::env::optional("WALK_TARGETS");
+    let wanted = |target: &Target| wanted.as_ref().is_none_or(|list| list.split(',').any(|name| name == target.name()));
+    let walks = targets.into_iter().filter(wanted).map(|target| Box::pin(walk::walk(target, spread)));
+    let mut wrong = Vec::new();
+    for ended in join_all(walks).await {
+        match ended {
+            Ok(outcome) => {
+                println!("{}", say(&outcome));
+                report(&outcome);
+                wrong.extend(outcome.wrong.iter().map(|what| format!("{}: {what}", outcome.target)));
+            }
+            Err(error) => wrong.push(format!("{error:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn say(outcome: &Outcome) -> String {
+    let struck: usize = outcome.struck.values().map(Vec::len).sum();
+    let Outcome { target, kills, deployments, seconds, http_requests, .. } = outcome;
+    let failed: u64 = outcome.http_failed.values().sum();
+    format!(
+        "{target}: {kills} kills at {struck} moments of {deployments} deployments in {seconds} s; {http_requests} requests, \
+         {failed} broke off"
+    )
+}
+
+/// One file for all parts, which may be walked by several processes.
+fn report(outcome: &Outcome) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/report");
+    fs::create_dir_all(&directory).expect("a directory for the report");
+    let lock = fs::File::create(directory.join("walk.lock")).expect("a lock");
+    lock.lock().expect("locked");
+    let path = directory.join("walk.json");
+    let text = fs::read(&path).unwrap_or_default();
+    let mut all: serde_json::Value = serde_json::from_slice(&text).unwrap_or_else(|_| serde_json::json!({}));
+    all[outcome.target] = serde_json::to_value(outcome).expect("it can be written");
+    fs::write(&path, serde_json::to_vec_pretty(&all).expect("JSON")).expect("written");
+}
