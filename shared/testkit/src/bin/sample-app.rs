@@ -10,8 +10,9 @@
 //! - `IGNORE_SIGTERM`: lives until killed
 //! - `ALLOCATE_MB`: fills this much memory once it listens
 //!
-//! Paths: `/healthz`, `/break` (from then on `/healthz` answers 500), `/slow?ms=`, `/headers` (the request's, as JSON), `/ws` (websocket echo), `/events`
-//! (server-sent events, ten a second, without end), `/env?name=`, `/log?text=` (a line on stdout); every other path, by any method, answers the version and the path.
+//! Paths: `/healthz`, `/break` (from then on `/healthz` answers 500), `/slow?ms=`, `/headers` (the request's, as JSON),
+//! `/ws` (websocket echo), `/events` (server-sent events, ten a second, without end), `/env?name=`, `/log?text=` (a line
+//! on stdout); every other path, by any method, answers the version and the path.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what an application in a container logs to")]
 
 use std::{
