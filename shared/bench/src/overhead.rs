@@ -95,7 +95,7 @@ fn rows(what: &str, rounds: &[Round]) -> Vec<Row> {
         row("deployment overhead")
             .ours(each(&overhead))
             .target(Target::AtMost { limit: LIMIT_MS })
-            .bound("durable events, one flush each, between the steps")
+            .bound("the engine: create beside a container that serves, and `docker update` of the restart policy")
             .note("from the 202 to the first answer of the new version through the edge, less the same container by hand: create, start, first healthy probe, and the pull where there is one; medians of a round"),
         row("accepted -> serves")
             .ours(each(&|round| of(&round.ours, |served| served.serves)))

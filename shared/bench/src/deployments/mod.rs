@@ -67,12 +67,12 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut blue_green = (Vec::new(), Vec::new());
     let mut recreate = (Vec::new(), Vec::new());
     for round in 1..=bench.rounds {
-        let say = |what: &str, round_: &Round| {
-            let Round { seen, cut, pace } = round_;
-            let failed = seen.kept.failed + seen.fresh.failed;
-            let requests = seen.kept.requests + seen.fresh.requests;
+        let say = |what: &str, done: &Round| {
+            let Round { seen, cut, pace } = done;
+            let (failed, requests) = (seen.kept.failed + seen.fresh.failed, seen.kept.requests + seen.fresh.requests);
+            let why = reasons("requests", std::slice::from_ref(done));
             bench.say(&format!(
-                "round {round}: {what}: {failed} of {requests} requests failed, {cut} websockets, {pace:.2} s each"
+                "round {round}, {what}: {failed} of {requests} requests failed, {cut} websockets, {pace:.2} s each; {why}"
             ));
         };
         blue_green.0.push(of_ours(&ours, Strategy::BlueGreen, BLUE_GREEN).await?);
@@ -145,9 +145,12 @@ fn rows(what: &str, ours: &[Round], peer: &'static str, theirs: &[Round]) -> Vec
         Row::new(name, unit).ours(ours.iter().map(value).collect()).peer(peer, theirs.iter().map(value).collect())
     };
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    let kept = row(format!("failed of {what}, connections kept"), Unit::Failed, &|round| round.seen.kept.failed as f64);
-    let fresh =
-        row(format!("failed of {what}, a connection a request"), Unit::Failed, &|round| round.seen.fresh.failed as f64);
+    let kept = row(format!("requests failed in {what}, connections kept"), Unit::Failed, &|round| {
+        round.seen.kept.failed as f64
+    });
+    let fresh = row(format!("requests failed in {what}, a connection each"), Unit::Failed, &|round| {
+        round.seen.fresh.failed as f64
+    });
     let cut = row(format!("websockets refused or cut early in {what}"), Unit::Failed, &|round| round.cut as f64);
     let requests = row(format!("requests during {what}"), Unit::PerSecond, &|round| {
         (round.seen.kept.requests + round.seen.fresh.requests) as f64 / round.seen.seconds
@@ -160,7 +163,7 @@ fn rows(what: &str, ours: &[Round], peer: &'static str, theirs: &[Round]) -> Vec
     });
     let pace = row(format!("time of one of {what}"), Unit::Seconds, &|round| round.pace);
     vec![
-        kept.target(Target::Zero).note(format!("{} requests/s in all", RATE)).note(reasons("ours", ours)).note(reasons(peer, theirs)),
+        kept.target(Target::Zero).note(format!("{RATE} requests/s in all, half of them over kept connections")).note(reasons("ours", ours)).note(reasons(peer, theirs)),
         fresh.target(Target::Zero),
         cut.target(Target::Zero).note(format!(
             "{WEBSOCKETS} are open; ours end at the drain deadline of {} ms and not before; the peer knows no drain, so each that ends counts",
