@@ -12,7 +12,7 @@ use domain::Recorded;
 use eventlog::EventLog;
 use futures::{Stream, StreamExt};
 use readmodel::{Checksum, PgPool, Writer};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Events applied in one transaction, at most: large enough to share its cost, small enough for a steady memory use.
@@ -21,6 +21,8 @@ const BATCH: usize = 4000;
 const AHEAD: usize = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a rebuild tells how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// Why a run of the loop ended.
 enum Stop {
@@ -118,8 +120,23 @@ fn read_ahead(log: &EventLog, after: u64) -> impl Stream<Item = Result<Vec<Recor
 pub async fn rebuild(log: &EventLog, database: &PgPool, model: Option<&str>) -> Result<u64> {
     let models = readmodel::models(model)?;
     let target = log.last_sequence().await?;
-    let batches = read_ahead(log, 0);
+    let batches = read_ahead(log, 0).inspect(progress(target));
     readmodel::rebuild(database, log.installation(), models, target, batches).await.context("rebuilding read models")
+}
+
+/// Says from time to time how far a long rebuild is.
+fn progress(target: u64) -> impl FnMut(&Result<Vec<Recorded>, eventlog::Error>) {
+    let begun = Instant::now();
+    let mut said = begun;
+    move |batch| {
+        let Some(last) = batch.as_ref().ok().and_then(|batch| batch.last()) else { return };
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            let percent = last.sequence * 100 / target.max(1);
+            let per_second = (last.sequence as f64 / begun.elapsed().as_secs_f64()).round();
+            tracing::info!(events = last.sequence, of = target, percent, per_second, "rebuilding");
+        }
+    }
 }
 
 /// Of every read model: equal after a rebuild, or something is wrong.

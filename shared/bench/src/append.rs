@@ -13,8 +13,9 @@ use testkit::Nats;
 use uuid::Uuid;
 
 use crate::{
-    Bench, parts,
+    Bench,
     history::Message,
+    parts,
     row::{Row, Target, Unit},
 };
 
@@ -33,6 +34,8 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
     lab.raw_one_at_a_time(100).await?;
 
     let mut one = Series::default();
+    // What the server itself takes for the same guarantees: a message id, and the position of the aggregate.
+    let mut guarded = Series::default();
     let mut many = Series::default();
     let mut two = Series::default();
     let mut ten = Series::default();
@@ -41,6 +44,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
         for _ in 0..TURNS {
             one.ours(lab.one_at_a_time(ONE_AT_A_TIME).await?);
             one.raw(lab.raw_one_at_a_time(ONE_AT_A_TIME).await?);
+            guarded.ours(lab.raw_guarded(ONE_AT_A_TIME).await?);
             many.ours(lab.at_once().await?);
             many.raw(lab.raw_at_once().await?);
             two.ours(lab.batches(2).await?);
@@ -48,14 +52,17 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
             ten.ours(lab.batches(10).await?);
             ten.raw(lab.raw_batches(10).await?);
         }
-        for series in [&mut one, &mut many, &mut two, &mut ten] {
+        for series in [&mut one, &mut guarded, &mut many, &mut two, &mut ten] {
             series.end_of_round();
         }
     }
     lab.log.close().await;
     let at_least = Target::AtLeast { peer: "async-nats", ratio: 0.9 };
     Ok(vec![
-        one.row("append, one at a time").target(at_least).bound(BOUND),
+        one.row("append, one at a time")
+            .peer("async-nats with our headers", guarded.ours)
+            .target(at_least)
+            .bound(BOUND),
         many.row(format!("append, {TASKS} tasks, each on an aggregate of its own")).bound(BOUND),
         two.row("append, decisions of 2 events").bound("the flushes of an atomic batch"),
         ten.row("append, decisions of 10 events").bound("the flushes of an atomic batch"),
@@ -113,7 +120,25 @@ impl Lab {
         let messages = messages("raw-alone", count)?;
         let began = Instant::now();
         for message in messages {
-            self.publish(message).await?;
+            self.publish(message, HeaderMap::new()).await?;
+        }
+        Ok((count, began.elapsed()))
+    }
+
+    /// With the headers of `eventlog`, which make the server look at the aggregate's last event.
+    async fn raw_guarded(&self, count: usize) -> Result<Turn> {
+        let messages = messages("raw-guarded", count)?;
+        let stage = key("raw-guarded")?.filter();
+        let mut last = self.log.load(&key("raw-guarded")?).await?.version;
+        let began = Instant::now();
+        for message in messages {
+            let mut headers = HeaderMap::new();
+            headers.insert("Content-Type", "application/cloudevents+json");
+            headers.insert("Nats-Msg-Id", message.id.to_string());
+            headers.insert("Nats-Expected-Stream", "EVENTS");
+            headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+            headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", stage.as_str());
+            last = self.publish(message, headers).await?;
         }
         Ok((count, began.elapsed()))
     }
@@ -135,13 +160,12 @@ impl Lab {
     }
 
     async fn raw_at_once(&self) -> Result<Turn> {
-        let tasks =
-            (0..TASKS).map(|n| messages(&format!("raw-task-{n}"), PER_TASK)).collect::<Result<Vec<_>>>()?;
+        let tasks = (0..TASKS).map(|n| messages(&format!("raw-task-{n}"), PER_TASK)).collect::<Result<Vec<_>>>()?;
         let began = Instant::now();
         stream::iter(tasks)
             .map(|messages| async move {
                 for message in messages {
-                    self.publish(message).await?;
+                    self.publish(message, HeaderMap::new()).await?;
                 }
                 anyhow::Ok(())
             })
@@ -180,17 +204,16 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits for the server's word that the message is stored.
-    async fn publish(&self, message: Message) -> Result<()> {
+    /// Waits for the server's word that the message is stored. Gives its position.
+    async fn publish(&self, message: Message, headers: HeaderMap) -> Result<u64> {
         #[derive(Deserialize)]
         struct Ack {
             seq: Option<u64>,
         }
         let Message { subject, body, .. } = message;
-        let reply = self.client.request_with_headers(subject, HeaderMap::new(), body.into()).await?;
+        let reply = self.client.request_with_headers(subject, headers, body.into()).await?;
         let ack: Ack = serde_json::from_slice(&reply.payload).context("reading an acknowledgement")?;
-        ensure!(ack.seq.is_some(), "not stored: {:?}", reply.payload);
-        Ok(())
+        ack.seq.with_context(|| format!("not stored: {:?}", reply.payload))
     }
 }
 

@@ -217,7 +217,11 @@ impl History {
         let mut instance = |name| Instance {
             name,
             container: format!("{:032x}{:032x}", self.number(), self.number()),
-            address: Some(format!("172.17.{}.{}:8080", self.random.random_range(0..256), self.random.random_range(2..255))),
+            address: Some(format!(
+                "172.17.{}.{}:8080",
+                self.random.random_range(0..256),
+                self.random.random_range(2..255)
+            )),
         };
         names.into_iter().map(&mut instance).collect()
     }

@@ -63,8 +63,9 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut calm = Figures::default();
     let mut busy = Figures::default();
     {
-        let mut projector =
-            parts::sluice(&bench.sluice, &["projector"], &nats, &database, data.path()).spawn().context("the projector")?;
+        let mut projector = parts::sluice(&bench.sluice, &["projector"], &nats, &database, data.path())
+            .spawn()
+            .context("the projector")?;
         let ours = Ours::start(&bench.sluice, &nats, &log, &database, data.path()).await?;
         let raw = Raw::start(&nats, &database).await?;
         ours.measure(Load { seconds: 2, ..CALM }).await.context("warming up")?;
@@ -272,10 +273,7 @@ impl Raw {
         };
         let stream = context.create_stream(config).await?;
         let consumer = stream
-            .create_consumer(pull::Config {
-                ack_policy: jetstream::consumer::AckPolicy::None,
-                ..Default::default()
-            })
+            .create_consumer(pull::Config { ack_policy: jetstream::consumer::AckPolicy::None, ..Default::default() })
             .await?;
         let mut database = PgConnection::connect(database).await?;
         let (sender, arrivals) = tokio::sync::mpsc::unbounded_channel();

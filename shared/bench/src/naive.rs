@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use async_nats::jetstream::{self, consumer::{AckPolicy, pull}};
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, pull},
+};
 use domain::Recorded;
 use futures::StreamExt;
 use readmodel::memory::ReadModels;

@@ -62,9 +62,9 @@ pub async fn rebuild<E>(
 ) -> Result<u64, RebuildError<E>> {
     let mut batches = pin!(batches);
     let mut shadow = Shadow::begin(database, installation, models).await?;
-    shadow.catch_up(target, batches.as_mut(), Lane::index).await?;
+    shadow.catch_up(target, batches.as_mut()).await?;
     let live = shadow.live().await.map_err(Error::during("reading the live checkpoints"))?;
-    shadow.catch_up(live, batches.as_mut(), Lane::rest).await?;
+    shadow.catch_up(live, batches.as_mut()).await?;
 
     let mut rest = Vec::new();
     for _ in 0..SWAP_ATTEMPTS {
@@ -157,12 +157,11 @@ impl<'a> Shadow<'a> {
         sqlx::raw_sql(AssertSqlSafe(schema)).execute(&mut self.connection).await.map(drop)
     }
 
-    /// Applies events up to `target`, each lane at its own pace, and then does `last` in each.
+    /// Applies events up to `target`, each lane at its own pace. The first time, each makes its indexes at the end.
     async fn catch_up<E>(
         &mut self,
         target: u64,
         mut batches: Pin<&mut impl Stream<Item = Result<Vec<Recorded>, E>>>,
-        last: impl AsyncFn(&mut Lane<'a>) -> sqlx::Result<()>,
     ) -> Result<(), RebuildError<E>> {
         let (senders, receivers): (Vec<_>, Vec<_>) = self.lanes.iter().map(|_| mpsc::channel(AHEAD)).unzip();
         let position = &mut self.position;
@@ -178,14 +177,9 @@ impl<'a> Shadow<'a> {
             drop(senders);
             Ok(())
         };
-        let writing = self.lanes.iter_mut().zip(receivers).map(async |(lane, mut batches)| {
-            while let Some(batch) = batches.recv().await {
-                lane.apply(&batch).await.map_err(Error::during("applying events to the rebuilt tables"))?;
-            }
-            last(lane).await.map_err(Error::during("indexing the rebuilt tables"))?;
-            Ok(())
-        });
-        try_join(reading, try_join_all(writing)).await.map(drop)
+        let writing = self.lanes.iter_mut().zip(receivers).map(|(lane, batches)| lane.run(batches));
+        let writing = async { try_join_all(writing).await.map_err(RebuildError::Database) };
+        try_join(reading, writing).await.map(drop)
     }
 
     async fn live(&mut self) -> sqlx::Result<u64> {

@@ -1,11 +1,14 @@
 //! Models that are written through a connection of their own, beside the others: the event index takes as long as all
 //! the rest together.
 
+use std::sync::Arc;
+
 use domain::Recorded;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio::sync::mpsc;
 
 use super::quickest;
-use crate::{Model, connection, writer};
+use crate::{Error, Model, connection, writer};
 
 /// Advisory lock that every lane shares, for as long as it can write.
 const LANE: i64 = 0x51_0003;
@@ -14,6 +17,7 @@ pub(super) struct Lane<'a> {
     /// Looks at the schema `rebuild`.
     connection: PgConnection,
     models: Vec<&'a Model>,
+    indexed: bool,
 }
 
 /// Waits, as long as the connection's `lock_timeout` allows, until no lane is left of an earlier rebuild.
@@ -30,20 +34,32 @@ pub(super) async fn open<'a>(database: &PgPool, models: &'a [Model]) -> sqlx::Re
         let mut connection = connection::dedicated(database).await?;
         sqlx::query("select pg_advisory_lock_shared($1)").bind(LANE).execute(&mut connection).await?;
         sqlx::raw_sql("set search_path to rebuild").execute(&mut connection).await?;
-        lanes.push(Lane { connection, models });
+        lanes.push(Lane { connection, models, indexed: false });
     }
     Ok(lanes)
 }
 
 impl Lane<'_> {
-    pub(super) async fn apply(&mut self, batch: &[Recorded]) -> sqlx::Result<()> {
+    /// Applies every batch that comes.
+    pub(super) async fn run(&mut self, mut batches: mpsc::Receiver<Arc<Vec<Recorded>>>) -> Result<(), Error> {
+        while let Some(batch) = batches.recv().await {
+            self.apply(&batch).await.map_err(Error::during("applying events to the rebuilt tables"))?;
+        }
+        if !self.indexed {
+            self.index().await.map_err(Error::during("indexing the rebuilt tables"))?;
+            self.indexed = true;
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, batch: &[Recorded]) -> sqlx::Result<()> {
         let mut transaction = self.connection.begin().await?;
         writer::advance(&mut transaction, self.models.iter().copied(), batch, quickest).await?;
         transaction.commit().await
     }
 
     /// Makes up for the indexes that were left out.
-    pub(super) async fn index(&mut self) -> sqlx::Result<()> {
+    async fn index(&mut self) -> sqlx::Result<()> {
         let models = self.models.clone();
         for model in models {
             if model.fill.is_some() {
@@ -71,10 +87,6 @@ impl Lane<'_> {
         for statement in statements {
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection).await?;
         }
-        Ok(())
-    }
-
-    pub(super) async fn rest(&mut self) -> sqlx::Result<()> {
         Ok(())
     }
 }
