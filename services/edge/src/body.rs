@@ -56,22 +56,11 @@ impl Upload {
             return (Self::none(), None);
         }
         let progress = Arc::<Progress>::default();
-        (
-            Self {
-                body: Some(body),
-                progress: Some(progress.clone()),
-                patience: None,
-            },
-            Some(progress),
-        )
+        (Self { body: Some(body), progress: Some(progress.clone()), patience: None }, Some(progress))
     }
 
     pub(crate) fn none() -> Self {
-        Self {
-            body: None,
-            progress: None,
-            patience: None,
-        }
+        Self { body: None, progress: None, patience: None }
     }
 
     fn fail(&self, flag: impl Fn(&Progress) -> &AtomicBool) {
@@ -131,9 +120,7 @@ impl Body for Upload {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
     }
 }
 
@@ -164,13 +151,7 @@ impl Reply {
     }
 
     pub(crate) fn upstream(body: Incoming, claim: Claim, lease: Option<Lease>) -> Self {
-        Self::Upstream(Download {
-            body,
-            claim: Some(claim),
-            lease,
-            cut: None,
-            broken: None,
-        })
+        Self::Upstream(Download { body, claim: Some(claim), lease, cut: None, broken: None })
     }
 }
 
@@ -193,9 +174,7 @@ impl Download {
             }
             Poll::Pending => {
                 let Some(claim) = &self.claim else { return Poll::Pending };
-                let cut = self
-                    .cut
-                    .get_or_insert_with(|| Box::pin(claim.cut_token().clone().cancelled_owned()));
+                let cut = self.cut.get_or_insert_with(|| Box::pin(claim.cut_token().clone().cancelled_owned()));
                 cut.as_mut().poll(context).map(|()| Some(Err(Broken::Cut)))
             }
         }

@@ -47,10 +47,7 @@ pub(crate) struct Host {
 impl Host {
     /// For one of several threads: what its connections wait for is nothing that they share with others.
     pub(crate) fn on_a_thread(&self) -> Self {
-        Self {
-            silence: self.silence.child_token(),
-            ..self.clone()
-        }
+        Self { silence: self.silence.child_token(), ..self.clone() }
     }
 
     /// On the thread that this runs on.
@@ -80,11 +77,7 @@ impl Host {
         });
         let stream = TokioIo::new(stream);
         // How it ends is up to the client.
-        let _ = if first == HTTP2 {
-            self.http2(stream, entrance).await
-        } else {
-            self.http1(stream, entrance).await
-        };
+        let _ = if first == HTTP2 { self.http2(stream, entrance).await } else { self.http1(stream, entrance).await };
         Ok(())
     }
 
@@ -103,9 +96,7 @@ impl Host {
 
     async fn http2(mut self, stream: TokioIo<TcpStream>, entrance: Arc<Entrance>) -> hyper::Result<()> {
         let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PONG_LIMIT);
+        http.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PONG_LIMIT);
         let mut serving = pin!(http.serve_connection(stream, self.service(entrance)));
         tokio::select! {
             biased;

@@ -41,10 +41,7 @@ impl Client {
         // An IPv4 client of an IPv6 listener is still an IPv4 client.
         let ip: IpAddr = client.ip().to_canonical();
         let ip = HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self {
-            ip,
-            port: listener.port().into(),
-        }
+        Self { ip, port: listener.port().into() }
     }
 }
 
@@ -57,11 +54,7 @@ pub(crate) fn to_origin_form(head: &mut request::Parts) -> Result<(), Page> {
     if let Some(authority) = head.uri.authority() {
         let host = HeaderValue::try_from(authority.as_str()).map_err(|_| Page::BadRequest)?;
         head.headers.insert(HOST, host);
-        let target = head
-            .uri
-            .path_and_query()
-            .cloned()
-            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         head.uri = Uri::from(target);
     }
     let mut hosts = head.headers.get_all(HOST).iter();
@@ -75,27 +68,20 @@ pub(crate) fn to_origin_form(head: &mut request::Parts) -> Result<(), Page> {
 
 /// Nothing in it could be taken for more than a name and a port.
 fn is_host(host: &[u8]) -> bool {
-    let (name, port) = match (
-        host.iter().rposition(|byte| *byte == b']'),
-        host.iter().position(|byte| *byte == b':'),
-    ) {
+    let (name, port) = match (host.iter().rposition(|byte| *byte == b']'), host.iter().position(|byte| *byte == b':')) {
         (Some(bracket), _) => host.split_at(bracket + 1),
         (None, Some(colon)) => host.split_at(colon),
         (None, None) => (host, &host[host.len()..]),
     };
     let port = port.strip_prefix(b":").unwrap_or(port);
-    name.iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~[]:%".contains(byte))
+    name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~[]:%".contains(byte))
         && port.iter().all(u8::is_ascii_digit)
 }
 
 /// Whether this asks for a websocket, the only upgrade that passes.
 pub(crate) fn asks_for_websocket(head: &request::Parts) -> bool {
     head.version == Version::HTTP_11
-        && head
-            .headers
-            .get(UPGRADE)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
+        && head.headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
 }
 
 /// Takes off what concerns the client's connection only, and prepares the head for one to an upstream.
@@ -105,24 +91,14 @@ pub(crate) fn to_upstream(head: &mut request::Parts, has_body: bool, client: &Cl
     if headers.contains_key(CONNECTION) {
         drop_nominated(headers)?;
     }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TE,
-        &TRAILER,
-    ] {
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION, &TE, &TRAILER] {
         headers.remove(name);
     }
     // The edge itself gives leave to send a body, as soon as there is somebody to send it to.
     for name in [&CONNECTION, &UPGRADE, &HTTP2_SETTINGS, &EXPECT] {
         headers.remove(name);
     }
-    if headers
-        .remove(TRANSFER_ENCODING)
-        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
+    if headers.remove(TRANSFER_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Page::BadRequest);
     }
     if has_body && !headers.contains_key(CONTENT_LENGTH) {
@@ -145,14 +121,9 @@ pub(crate) fn to_upstream(head: &mut request::Parts, has_body: bool, client: &Cl
 fn drop_nominated(headers: &mut HeaderMap) -> Result<(), Page> {
     let mut nominated = Vec::new();
     let values = headers.get_all(CONNECTION).into_iter();
-    for token in values
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .map(<[u8]>::trim_ascii)
-    {
+    for token in values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
         if token.is_empty()
-            || [&b"close"[..], b"keep-alive", b"upgrade"]
-                .iter()
-                .any(|own| token.eq_ignore_ascii_case(own))
+            || [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|own| token.eq_ignore_ascii_case(own))
         {
             continue;
         }
@@ -206,9 +177,7 @@ pub(crate) fn set_upgraded(headers: &mut HeaderMap) {
 
 /// Takes the probe token off the request and says whether it was the right one.
 pub(crate) fn take_probe(headers: &mut HeaderMap, token: &str) -> bool {
-    headers
-        .remove(PROBE_HEADER)
-        .is_some_and(|sent| sent.as_bytes() == token.as_bytes())
+    headers.remove(PROBE_HEADER).is_some_and(|sent| sent.as_bytes() == token.as_bytes())
 }
 
 /// Drops what the client claims about where it comes from, and says it right.
@@ -216,10 +185,8 @@ fn set_forwarded(headers: &mut HeaderMap, client: &Client) {
     drop_claims(headers);
     let host = headers.get(HOST).cloned();
     // Behind a port mapping only the client knows the port that it connected to.
-    let named = host
-        .as_ref()
-        .and_then(|host| port(host.as_bytes()))
-        .and_then(|port| HeaderValue::from_bytes(port).ok());
+    let named =
+        host.as_ref().and_then(|host| port(host.as_bytes())).and_then(|port| HeaderValue::from_bytes(port).ok());
     headers.insert(FORWARDED_PORT, named.unwrap_or_else(|| client.port.clone()));
     if let Some(host) = host {
         headers.insert(FORWARDED_HOST, host);
@@ -232,11 +199,7 @@ fn set_forwarded(headers: &mut HeaderMap, client: &Client) {
 fn drop_claims(headers: &mut HeaderMap) {
     headers.remove(FORWARDED);
     headers.remove(REAL_IP);
-    while let Some(name) = headers
-        .keys()
-        .find(|name| name.as_str().starts_with(FORWARDED_PREFIX))
-        .cloned()
-    {
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(FORWARDED_PREFIX)).cloned() {
         headers.remove(name);
     }
 }
@@ -261,10 +224,7 @@ mod tests {
     }
 
     fn client(client: &str) -> Client {
-        Client::new(
-            client.parse().expect("an address"),
-            "127.0.0.1:8080".parse().expect("an address"),
-        )
+        Client::new(client.parse().expect("an address"), "127.0.0.1:8080".parse().expect("an address"))
     }
 
     /// What an upstream gets to see.
@@ -272,19 +232,13 @@ mod tests {
         to_origin_form(head)?;
         to_upstream(head, has_body, &client("192.0.2.7:5000"))?;
         let text = |value: &HeaderValue| value.to_str().expect("text").to_owned();
-        let mut all: Vec<_> = head
-            .headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), text(value)))
-            .collect();
+        let mut all: Vec<_> = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
         all.sort();
         Ok(all)
     }
 
     fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
-        all.iter()
-            .map(|(name, value)| ((*name).into(), (*value).into()))
-            .collect()
+        all.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
     }
 
     #[test]
@@ -334,35 +288,18 @@ mod tests {
                 ("transfer-encoding", "Chunked"),
             ],
         );
-        let names: Vec<_> = sent(&mut head, true)
-            .expect("good")
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        let names: Vec<_> = sent(&mut head, true).expect("good").into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..2], ["host", "transfer-encoding"]);
-        assert!(
-            names[2..]
-                .iter()
-                .all(|name| name.starts_with("x-forwarded-") || name == "x-real-ip"),
-            "{names:?}"
-        );
+        assert!(names[2..].iter().all(|name| name.starts_with("x-forwarded-") || name == "x-real-ip"), "{names:?}");
     }
 
     #[test]
     fn nobody_hides_who_they_are_or_how_long_a_body_is() {
-        for name in [
-            "Host",
-            "X-Forwarded-For",
-            "x-forwarded-any",
-            "X-Real-IP",
-            "forwarded",
-            "Content-Length",
-            "a b",
-            "\"x\"",
-        ] {
+        for name in
+            ["Host", "X-Forwarded-For", "x-forwarded-any", "X-Real-IP", "forwarded", "Content-Length", "a b", "\"x\""]
+        {
             let mut head = head("/", &[("host", "a")]);
-            head.headers
-                .insert(CONNECTION, HeaderValue::from_str(name).expect("a value"));
+            head.headers.insert(CONNECTION, HeaderValue::from_str(name).expect("a value"));
             assert_eq!(sent(&mut head, false), Err(Page::BadRequest), "{name}");
         }
         let mut coded = head("/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]);
@@ -401,11 +338,7 @@ mod tests {
         ] {
             let mut head = head(target, &[("host", "header.test")]);
             to_origin_form(&mut head).expect("a good target");
-            assert_eq!(
-                (head.headers[HOST].as_bytes(), &*head.uri.to_string()),
-                (host.as_bytes(), path),
-                "{target}"
-            );
+            assert_eq!((head.headers[HOST].as_bytes(), &*head.uri.to_string()), (host.as_bytes(), path), "{target}");
             assert!(head.uri.authority().is_none());
         }
     }
@@ -418,9 +351,7 @@ mod tests {
         for good in ["", "a", "A-b.c_d.", "a:1", "a:", "[::1]", "[::1]:80", "1.2.3.4:80"] {
             assert_eq!(check(&[("host", good)]), Ok(()), "{good}");
         }
-        for bad in [
-            "a b", "a,b", "a/b", "user@a", "a:b", "a:1:2", "[::1]x", "a?b", "a#b", "a:80/x", "a\\b",
-        ] {
+        for bad in ["a b", "a,b", "a/b", "user@a", "a:b", "a:1:2", "[::1]x", "a?b", "a#b", "a:80/x", "a\\b"] {
             assert_eq!(check(&[("host", bad)]), Err(Page::BadRequest), "{bad}");
         }
         let mut old = head("/", &[]);
@@ -450,11 +381,7 @@ mod tests {
         to_client(&mut head);
         let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(
-            names,
-            ["content-type", "x-hop"],
-            "what also names a protected header is not obeyed"
-        );
+        assert_eq!(names, ["content-type", "x-hop"], "what also names a protected header is not obeyed");
     }
 
     #[test]

@@ -60,12 +60,7 @@ pub(crate) async fn serve(
 ) {
     let (stopping, leaving) = watch::channel(false);
     let silence = CancellationToken::new();
-    let host = Host {
-        proxy: Arc::new(proxy),
-        leaving,
-        silence: silence.clone(),
-        connections: connections.clone(),
-    };
+    let host = Host { proxy: Arc::new(proxy), leaving, silence: silence.clone(), connections: connections.clone() };
     let (mut listener, mut accepting) = (Some(listener), false);
     let grace = loop {
         let now = *duty.borrow_and_update();
@@ -99,14 +94,8 @@ pub(crate) async fn serve(
     connections.close();
     if timeout(grace.min(LAST_WORD), connections.wait()).await.is_err() {
         silence.cancel();
-        if timeout(grace.saturating_sub(LAST_WORD), connections.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                connections = connections.len(),
-                "still busy after the grace time, closing them"
-            );
+        if timeout(grace.saturating_sub(LAST_WORD), connections.wait()).await.is_err() {
+            tracing::warn!(connections = connections.len(), "still busy after the grace time, closing them");
         }
     }
     workers.end().await;
@@ -149,10 +138,7 @@ fn accept_queued(listener: &StdListener, host: &Host, workers: &Workers) {
         };
         if let (Ok(client), Some(handle)) = (stream.peer_addr(), handles.next()) {
             let own = host.clone();
-            host.connections.spawn_on(
-                async move { own.serve(TcpStream::from_std(stream)?, client).await },
-                handle,
-            );
+            host.connections.spawn_on(async move { own.serve(TcpStream::from_std(stream)?, client).await }, handle);
         }
     }
 }

@@ -68,10 +68,7 @@ impl Page {
         let mut response = Response::new(Reply::page(text));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CONTENT_LENGTH, length.into());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(self, Self::BadRequest | Self::NoTunnels | Self::ClientSilent) {

@@ -63,11 +63,7 @@ impl Lease {
             let mut connection = take(upstream.key)?;
             // It is, unless it has just been closed: its task has yet to see that the last answer is over.
             if connection.ready().await.is_ok() {
-                return Some(Self {
-                    key: upstream.key,
-                    connection,
-                    reused: true,
-                });
+                return Some(Self { key: upstream.key, connection, reused: true });
             }
         }
     }
@@ -78,21 +74,14 @@ impl Lease {
         let (connection, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // Ends when its lease does, after what runs. What it fails with, the request on it learns.
         tokio::spawn(driver.with_upgrades());
-        Ok(Self {
-            key: upstream.key,
-            connection,
-            reused: false,
-        })
+        Ok(Self { key: upstream.key, connection, reused: false })
     }
 
     pub(crate) async fn send(&mut self, request: Request<Upload>) -> Result<Response<Incoming>, Failure> {
-        self.connection
-            .try_send_request(request)
-            .await
-            .map_err(|mut error| match error.take_message() {
-                Some(request) => Failure::Unsent(Box::new(request)),
-                None => Failure::Broke(error.into_error()),
-            })
+        self.connection.try_send_request(request).await.map_err(|mut error| match error.take_message() {
+            Some(request) => Failure::Unsent(Box::new(request)),
+            None => Failure::Broke(error.into_error()),
+        })
     }
 
     /// After the last byte of an answer.
@@ -105,10 +94,7 @@ impl Lease {
             let mut idle = idle.borrow_mut();
             let idle = idle.entry(self.key).or_default();
             if idle.len() < MOST_IDLE {
-                idle.push(Idle {
-                    connection: self.connection,
-                    since: Instant::now(),
-                });
+                idle.push(Idle { connection: self.connection, since: Instant::now() });
             }
         });
     }

@@ -29,8 +29,8 @@ use crate::{
     upgrade,
 };
 
-/// How long an upstream that has all of a request may take to begin its answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// As long as an application may sensibly think, and as other proxies wait.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// More than a set can have upstreams. Only one that is replaced again and again takes more.
 const MAX_TRIES: usize = 64;
@@ -41,6 +41,8 @@ pub(crate) struct Proxy {
     pub(crate) probe_token: String,
     /// Most requests that wait on one held route.
     pub(crate) max_waiting: u64,
+    /// How long an upstream that has all of a request may take to begin its answer.
+    pub(crate) answer_limit: Duration,
 }
 
 /// Where a request came in.
@@ -67,6 +69,8 @@ struct Passage {
     /// The client's side of a websocket to be.
     websocket: Option<OnUpgrade>,
     progress: Option<Arc<Progress>>,
+    /// [`Proxy::answer_limit`].
+    answer_limit: Duration,
 }
 
 /// The request in short, without the query, which may hold secrets.
@@ -97,22 +101,18 @@ impl Proxy {
         if version == Version::HTTP_2 {
             response.headers_mut().remove(header::CONNECTION);
         } else if *entrance.leaving.borrow() {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
     async fn pass(&self, mut head: request::Parts, body: Incoming, entrance: &Entrance) -> Response<Reply> {
-        let mut passage = Passage::new(&head);
+        let mut passage = Passage::new(&head, self.answer_limit);
         let outcome = match headers::to_upstream(&mut head, !body.is_end_stream(), &entrance.client) {
             Ok(()) => {
                 passage.probe = headers::take_probe(&mut head.headers, &self.probe_token);
-                passage.websocket = head
-                    .extensions
-                    .remove::<OnUpgrade>()
-                    .filter(|_| head.headers.contains_key(header::UPGRADE));
+                passage.websocket =
+                    head.extensions.remove::<OnUpgrade>().filter(|_| head.headers.contains_key(header::UPGRADE));
                 self.forward(head, body, entrance, &mut passage).await
             }
             Err(page) => Err(page),
@@ -141,18 +141,12 @@ impl Proxy {
         passage.progress = progress;
         let mut request = Box::new(Request::from_parts(head, body));
         if repeatable.is_none() && passage.websocket.is_none() {
-            request
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let mut may_reuse = repeatable.is_some();
         for _ in 0..MAX_TRIES {
             let claim = self.claim(passage).await?;
-            let kept = if may_reuse {
-                Lease::reuse(claim.upstream()).await
-            } else {
-                None
-            };
+            let kept = if may_reuse { Lease::reuse(claim.upstream()).await } else { None };
             let lease = match kept {
                 Some(lease) => lease,
                 None => match Lease::connect(claim.upstream()).await {
@@ -167,10 +161,7 @@ impl Proxy {
             };
             passage.connected = true;
             let (reused, bit) = (lease.reused, claim.bit());
-            let lost = match passage
-                .attempt(*request, lease, claim, repeatable.is_some(), entrance)
-                .await
-            {
+            let lost = match passage.attempt(*request, lease, claim, repeatable.is_some(), entrance).await {
                 Ok(response) => return Ok(response),
                 Err(lost) => lost,
             };
@@ -230,10 +221,7 @@ impl Proxy {
         let mut released = std::pin::pin!(route.hold.released());
         released.as_mut().enable();
         // The route may have changed between the look and the seat.
-        if self
-            .find(&passage.what)
-            .is_none_or(|entry| !matches!(entry.aim, Aim::Held { .. }))
-        {
+        if self.find(&passage.what).is_none_or(|entry| !matches!(entry.aim, Aim::Held { .. })) {
             return Ok(());
         }
         timeout_at(until, released).await.map_err(|_| Page::HeldTooLong)
@@ -241,7 +229,7 @@ impl Proxy {
 }
 
 impl Passage {
-    fn new(head: &request::Parts) -> Self {
+    fn new(head: &request::Parts, answer_limit: Duration) -> Self {
         let what = Summary {
             method: head.method.clone(),
             host: head.headers.get(header::HOST).cloned(),
@@ -257,6 +245,7 @@ impl Passage {
             probe: false,
             websocket: None,
             progress: None,
+            answer_limit,
         }
     }
 
@@ -276,8 +265,8 @@ impl Passage {
                 tracing::info!(request = %self.what, "the drain deadline was reached before there was an answer");
                 return Err(Lost::Ended(Page::BadGateway));
             }
-            () = silence(self.progress.as_deref()) => {
-                tracing::warn!(request = %self.what, instance = claim.upstream().instance, "no answer within {ANSWER_LIMIT:?}");
+            () = silence(self.answer_limit, self.progress.as_deref()) => {
+                tracing::warn!(request = %self.what, instance = claim.upstream().instance, "no answer within {:?}", self.answer_limit);
                 return Err(Lost::Ended(Page::UpstreamSilent));
             }
         };
@@ -285,8 +274,7 @@ impl Passage {
             Failure::Unsent(request) => Lost::Unsent(request),
             Failure::Broke(error) => Lost::Broke(error),
         })?;
-        self.pass_back(response, claim, keep.then_some(lease), entrance)
-            .map_err(Lost::Ended)
+        self.pass_back(response, claim, keep.then_some(lease), entrance).map_err(Lost::Ended)
     }
 
     fn pass_back(
@@ -341,10 +329,7 @@ impl Passage {
 
 impl Summary {
     fn host(&self) -> &str {
-        self.host
-            .as_ref()
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default()
+        self.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -355,9 +340,9 @@ impl fmt::Display for Summary {
 }
 
 /// Until the answer is overdue. The time counts from the end of the request.
-async fn silence(upload: Option<&Progress>) {
+async fn silence(limit: Duration, upload: Option<&Progress>) {
     loop {
-        sleep(ANSWER_LIMIT).await;
+        sleep(limit).await;
         if upload.is_none_or(|upload| !upload.has_moved()) {
             return;
         }
@@ -383,15 +368,6 @@ fn mark_down(claim: &Claim, error: &io::Error) {
 /// The edge itself lacked something (a port, a file descriptor): no fault of the upstream's.
 fn is_local(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let local = [
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
-        Errno::ADDRNOTAVAIL,
-        Errno::ADDRINUSE,
-    ];
-    error
-        .raw_os_error()
-        .is_some_and(|code| local.iter().any(|errno| errno.raw_os_error() == code))
+    let local = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE];
+    error.raw_os_error().is_some_and(|code| local.iter().any(|errno| errno.raw_os_error() == code))
 }

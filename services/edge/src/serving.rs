@@ -26,7 +26,7 @@ use crate::{
     handover::{Estate, Fate, Predecessor, Successor},
     health,
     listen::{self, Duty},
-    proxy::Proxy,
+    proxy::{ANSWER_LIMIT, Proxy},
     routes::Routes,
     snapshot,
     watch::{Identity, Reached},
@@ -167,6 +167,7 @@ impl Edge {
             routes: self.routes.clone(),
             probe_token: self.probe_token.clone(),
             max_waiting: self.config.max_waiting,
+            answer_limit: ANSWER_LIMIT,
         };
         let workers = Workers::start(self.config.threads).context("starting the edge's threads")?;
         let serving = listen::serve(listener, proxy, workers, self.duty.subscribe(), self.connections.clone());

@@ -67,11 +67,8 @@ impl Set {
                 );
                 return None;
             };
-            let known = previous.and_then(|set| {
-                set.upstreams
-                    .iter()
-                    .find(|u| u.instance == upstream.instance && u.address == address)
-            });
+            let known = previous
+                .and_then(|set| set.upstreams.iter().find(|u| u.instance == upstream.instance && u.address == address));
             Some(Upstream {
                 instance: upstream.instance.clone(),
                 address,
@@ -105,15 +102,8 @@ impl Set {
         }
         let index = self.choose(tried).ok_or(Refused::Exhausted)?;
         self.upstreams[index].in_flight.fetch_add(1, Ordering::SeqCst);
-        let claim = Claim {
-            set: self.clone(),
-            index,
-        };
-        if self.draining.load(Ordering::SeqCst) {
-            Err(Refused::Draining)
-        } else {
-            Ok(claim)
-        }
+        let claim = Claim { set: self.clone(), index };
+        if self.draining.load(Ordering::SeqCst) { Err(Refused::Draining) } else { Ok(claim) }
     }
 
     fn choose(&self, tried: u64) -> Option<usize> {
@@ -122,13 +112,12 @@ impl Set {
             return (tried & 1 == 0).then_some(0);
         }
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
-        (0..count)
-            .map(|offset| start.wrapping_add(offset) % count)
-            .filter(|index| tried & bit(*index) == 0)
-            .min_by_key(|index| {
+        (0..count).map(|offset| start.wrapping_add(offset) % count).filter(|index| tried & bit(*index) == 0).min_by_key(
+            |index| {
                 let upstream = &self.upstreams[*index];
                 (!upstream.is_healthy(), upstream.in_flight.load(Ordering::Relaxed))
-            })
+            },
+        )
     }
 
     pub(crate) fn upstreams(&self) -> &[Upstream] {
@@ -137,10 +126,7 @@ impl Set {
 
     /// Requests and websockets that have not ended yet.
     pub(crate) fn in_flight(&self) -> u64 {
-        self.upstreams
-            .iter()
-            .map(|upstream| upstream.in_flight.load(Ordering::SeqCst))
-            .sum()
+        self.upstreams.iter().map(|upstream| upstream.in_flight.load(Ordering::SeqCst)).sum()
     }
 
     /// Call after the table no longer leads here.
@@ -169,11 +155,7 @@ impl Set {
             healthy: upstream.is_healthy(),
             in_flight: upstream.in_flight.load(Ordering::SeqCst),
         });
-        SetStatus {
-            deployment: self.config.deployment,
-            in_flight: self.in_flight(),
-            upstreams: upstreams.collect(),
-        }
+        SetStatus { deployment: self.config.deployment, in_flight: self.in_flight(), upstreams: upstreams.collect() }
     }
 }
 
@@ -230,10 +212,10 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn config(deployment: u128, addresses: &[&str]) -> UpstreamSet {
-        let upstreams = addresses.iter().enumerate().map(|(i, address)| traffic::Upstream {
-            instance: format!("c{i}"),
-            address: (*address).into(),
-        });
+        let upstreams = addresses
+            .iter()
+            .enumerate()
+            .map(|(i, address)| traffic::Upstream { instance: format!("c{i}"), address: (*address).into() });
         UpstreamSet {
             deployment: DeploymentId(Uuid::from_u128(deployment)),
             upstreams: upstreams.collect(),
@@ -244,10 +226,7 @@ pub(crate) mod tests {
 
     fn set_of(count: usize) -> Arc<Set> {
         let addresses: Vec<String> = (1..=count).map(|port| format!("127.0.0.1:{port}")).collect();
-        Arc::new(Set::new(
-            config(1, &addresses.iter().map(String::as_str).collect::<Vec<_>>()),
-            None,
-        ))
+        Arc::new(Set::new(config(1, &addresses.iter().map(String::as_str).collect::<Vec<_>>()), None))
     }
 
     #[test]
@@ -272,10 +251,7 @@ pub(crate) mod tests {
         let set = set_of(2);
         set.upstreams()[0].mark(false);
         let claims: Vec<_> = (0..5).map(|_| set.claim(0).expect("an upstream")).collect();
-        assert!(
-            claims.iter().all(|claim| claim.bit() == 2),
-            "only the healthy one, however busy"
-        );
+        assert!(claims.iter().all(|claim| claim.bit() == 2), "only the healthy one, however busy");
         assert_eq!(set.claim(2).expect("the one marked down").bit(), 1);
         assert_eq!(set.claim(3).err(), Some(Refused::Exhausted));
     }
@@ -294,10 +270,7 @@ pub(crate) mod tests {
     fn an_upstream_without_a_usable_address_is_left_out() {
         let set = Arc::new(Set::new(config(1, &["nonsense", "127.0.0.1:1"]), None));
         assert_eq!(set.upstreams().len(), 1);
-        assert_eq!(
-            Arc::new(Set::new(config(1, &[]), None)).claim(0).err(),
-            Some(Refused::Exhausted)
-        );
+        assert_eq!(Arc::new(Set::new(config(1, &[]), None)).claim(0).err(), Some(Refused::Exhausted));
     }
 
     #[test]

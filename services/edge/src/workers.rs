@@ -32,10 +32,7 @@ impl Workers {
             Ok((handle, thread))
         };
         let threads = (0..count.max(1)).map(start).collect::<io::Result<_>>()?;
-        Ok(Self {
-            threads,
-            ended: ended.drop_guard(),
-        })
+        Ok(Self { threads, ended: ended.drop_guard() })
     }
 
     pub(crate) fn handles(&self) -> impl Iterator<Item = &Handle> + Clone {
@@ -47,11 +44,7 @@ impl Workers {
         drop(self.ended);
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {
-            threads
-                .into_iter()
-                .map(|(_, thread)| thread.join())
-                .filter(Result::is_err)
-                .count()
+            threads.into_iter().map(|(_, thread)| thread.join()).filter(Result::is_err).count()
         });
         if !matches!(joined.await, Ok(0)) {
             tracing::error!("a serving thread had panicked");

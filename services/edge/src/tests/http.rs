@@ -181,6 +181,28 @@ async fn odd_requests_get_a_clear_answer_and_reach_no_application() {
 }
 
 #[tokio::test]
+async fn a_body_is_as_long_for_the_application_as_it_is_for_the_edge() {
+    let app = App::start("app").await;
+    let edge = Edge::serving(&app).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    for lengths in
+        ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
+    {
+        let mut client = edge.connect().await;
+        let size = smuggled.len();
+        client
+            .send(&format!(
+                "POST /head HTTP/1.1\r\nHost: {HOST}\r\n{lengths}\r\n\r\n{size:x}\r\n{smuggled}\r\n0\r\n\r\n"
+            ))
+            .await;
+        let answer = client.answer().await;
+        let seen = |name| header(&answer.body, name);
+        assert_eq!((answer.status(), seen("content-length"), seen("transfer-encoding")), (200, None, Some("chunked")));
+    }
+    assert_eq!(app.requests(), 2, "what is in a body is no request");
+}
+
+#[tokio::test]
 async fn a_large_body_passes_both_ways() {
     let app = App::start("app").await;
     let edge = Edge::serving(&app).await;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use self::app::App;
 use crate::{
     listen::{self, Duty},
-    proxy::Proxy,
+    proxy::{ANSWER_LIMIT, Proxy},
     routes::Routes,
     workers::Workers,
 };
@@ -51,12 +51,16 @@ impl Edge {
     }
 
     async fn with(grace: Duration) -> Edge {
+        Edge::with_limits(grace, ANSWER_LIMIT).await
+    }
+
+    async fn with_limits(grace: Duration, answer_limit: Duration) -> Edge {
         let routes = Arc::new(Routes::new());
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let duty = watch::Sender::new(Duty::Accept);
         let connections = TaskTracker::new();
-        let proxy = Proxy { routes: routes.clone(), probe_token: TOKEN.into(), max_waiting: 3 };
+        let proxy = Proxy { routes: routes.clone(), probe_token: TOKEN.into(), max_waiting: 3, answer_limit };
         let listener = Arc::new(listener.into_std().expect("a listener"));
         let workers = Workers::start(2).expect("threads");
         let serving = tokio::spawn(listen::serve(listener, proxy, workers, duty.subscribe(), connections));

@@ -91,3 +91,22 @@ async fn half_an_answer_is_seen_to_break_off() {
     let all = client.rest().await;
     assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("half"), "{all}");
 }
+
+#[tokio::test]
+async fn an_upstream_that_never_answers_is_given_up() {
+    let app = App::start("app").await;
+    let edge = Edge::with_limits(Duration::ZERO, Duration::from_millis(200)).await;
+    edge.live(1, &[app.address, app.address]);
+    let mut client = edge.connect().await;
+    assert_eq!(client.get("/slow/60000").await.status(), 504);
+    assert_eq!((app.requests(), edge.in_flight()), (1, 0), "tried once, and its place is free");
+    assert_eq!(client.get("/").await.status(), 200, "the client's connection is still good");
+
+    // The time begins with the end of the request.
+    client.send(&format!("POST /body HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 8\r\n\r\n")).await;
+    for byte in ["s", "l", "o", "w", "n", "e", "s", "s"] {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.send(byte).await;
+    }
+    assert_eq!(client.answer().await.body, "slowness");
+}
