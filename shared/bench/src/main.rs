@@ -8,16 +8,21 @@
 mod append;
 mod deployed;
 mod deployments;
+mod edge;
 mod history;
 mod latency;
 mod machine;
+mod memory;
 mod naive;
 mod overhead;
 mod parts;
+mod procfs;
 mod queue;
 mod rebuild;
 mod report;
 mod row;
+mod start;
+mod switches;
 
 use std::{
     path::{Path, PathBuf},
@@ -43,7 +48,11 @@ const MEASURES: &[(&str, for<'a> fn(&'a Bench) -> Measuring<'a>)] = &[
     ("append", |bench| Box::pin(append::run(bench))),
     ("latency", |bench| Box::pin(latency::run(bench))),
     ("rebuild", |bench| Box::pin(rebuild::run(bench))),
+    ("edge", |bench| Box::pin(edge::run(bench))),
+    ("switches", |bench| Box::pin(switches::run(bench))),
     ("queue", |bench| Box::pin(queue::run(bench))),
+    ("memory", |bench| Box::pin(memory::run(bench))),
+    ("start", |bench| Box::pin(start::run(bench))),
 ];
 
 /// What every measure gets.
@@ -63,7 +72,12 @@ impl Bench {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    let ended = tokio::select! {
+        ended = run() => ended,
+        // What was started is taken down, as at any other end.
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
