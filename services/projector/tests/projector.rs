@@ -244,7 +244,7 @@ async fn after_a_power_loss_of_both_servers_it_goes_on_where_the_database_stands
     let mut postgres = Postgres::start_on(&disk).await.expect("PostgreSQL starts");
     let log = connect(&nats).await;
     let mut pool = prepared(postgres.url()).await;
-    for loss in 0..3 {
+    for loss in 0..2 {
         let running = start(&log, &pool);
         let writing = tokio::spawn({
             let log = log.clone();
