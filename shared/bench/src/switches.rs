@@ -54,6 +54,10 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
             let what = || format!("switching {name}");
             let mut proxy = Proxy::start(index, bench, &library, &upstreams).await.with_context(what)?;
             let run = loaded(&library, proxy.port(), switch(&mut proxy, &upstreams)).await.with_context(what)?;
+            bench.say(&format!(
+                "  {name}: {:.0} failed, {:.0} cut, {:.0} requests/s",
+                run.failed, run.cut, run.per_second
+            ));
             match seen.get_mut(index) {
                 Some((_, rounds)) => rounds.push(run),
                 None => seen.push((name, vec![run])),

@@ -97,7 +97,8 @@ impl Proxy {
                 command.args(["run", "--config", "caddy.json"]).env("HOME", path);
                 let _server = Server::start(command, path, "caddy")?;
                 let object = format!("http://127.0.0.1:{admin}/id/app");
-                let client = reqwest::Client::builder().no_proxy().build()?;
+                // Each change ends the admin interface with its connections, and starts it anew.
+                let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
                 Proxy::Caddy { port, object, client, _server, _directory: directory }
             }
             other => bail!("there is no proxy {other}"),
@@ -134,8 +135,11 @@ impl Proxy {
             }
             Proxy::Caddy { object, client, .. } => {
                 let body = json!({ "@id": "app", "dial": format!("127.0.0.1:{to}") });
-                let answer = client.patch(&*object).json(&body).send().await.context("telling Caddy")?;
-                ensure!(answer.status().is_success(), "Caddy answered {}", answer.status());
+                match client.patch(&*object).json(&body).send().await {
+                    Ok(answer) => ensure!(answer.status().is_success(), "Caddy answered {}", answer.status()),
+                    // It may cut its own answer off that way: whether it has switched is seen by the requests.
+                    Err(error) => ensure!(error.is_request(), "telling Caddy: {error}"),
+                }
                 Ok(())
             }
         }

@@ -19,7 +19,8 @@ impl Streams {
         for _ in 0..count {
             let opening = client.get(format!("http://{address}/events")).header("host", host).send();
             let mut stream = timeout(OPEN_LIMIT, opening).await.context("opening an event stream")??;
-            ensure!(stream.status().is_success(), "an event stream was answered {}", stream.status());
+            let kind = stream.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+            ensure!(kind == Some("text/event-stream"), "an event stream was answered {} {kind:?}", stream.status());
             streams.spawn(async move { while matches!(timeout(SILENCE, stream.chunk()).await, Ok(Ok(Some(_)))) {} });
         }
         Ok(Streams(streams))
