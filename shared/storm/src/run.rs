@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::Path,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -111,15 +110,13 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
         }
     };
     let tally = load.stop().await?;
-    let outcomes = match timeout(READY, keep_events(&lab.nats_url(), &logs.join("events.jsonl"))).await {
-        Ok(Ok(outcomes)) => outcomes,
-        Ok(Err(error)) => {
-            troubles.push(format!("the events cannot be kept: {error:#}"));
-            BTreeMap::new()
-        }
-        Err(_) => BTreeMap::new(),
-    };
+    let kept = timeout(READY, keep_events(&lab.nats_url(), &logs.join("events.jsonl"))).await;
+    let outcomes = kept.context("not within two minutes").flatten().unwrap_or_else(|error| {
+        troubles.push(format!("the events cannot be kept: {error:#}"));
+        BTreeMap::new()
+    });
 
+    let noted = std::mem::take(&mut *caller.noted());
     let unexcused = tally.unexcused(&outages);
     let mut counts = BTreeMap::new();
     for entry in &schedule.faults {
@@ -140,8 +137,8 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
         http_slowest_ms: milliseconds(tally.slowest),
         excused_reasons: load::reasons(&tally.failed),
         edge_back_ms: edge_back,
-        requests_repeated: caller.noted().repeated,
-        requests_refused: caller.noted().refused.clone(),
+        requests_repeated: noted.repeated,
+        requests_refused: noted.refused,
         outcomes,
         ended_by_themselves: exits.filter(|(_, count)| *count > 0).collect(),
         troubles,
@@ -287,7 +284,7 @@ async fn keep_events(url: &str, path: &Path) -> Result<BTreeMap<String, u64>> {
     let log = EventLog::connect(&config).await?;
     let last = log.last_sequence().await?;
     let (mut text, mut outcomes, mut seen) = (String::new(), BTreeMap::new(), 0);
-    let mut events = pin!(log.follow("sluice.events.>", 0));
+    let mut events = Box::pin(log.follow("sluice.events.>", 0));
     while seen < last {
         let recorded = events.next().await.context("the log ended")??;
         seen = recorded.sequence;
@@ -298,6 +295,7 @@ async fn keep_events(url: &str, path: &Path) -> Result<BTreeMap<String, u64>> {
         }
         text += &format!("{{\"sequence\":{seen},{}\n", recorded.body.trim_start_matches('{'));
     }
+    drop(events);
     log.close().await;
     ensure!(seen == last, "the log is at {seen} of {last}");
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
