@@ -26,6 +26,7 @@ use crate::{
 };
 
 const READY: Duration = Duration::from_secs(20);
+const CADDY_TRIES: usize = 100;
 pub(super) const VERSIONS: [&str; 2] = ["a", "b"];
 /// Ours first.
 pub(super) const NAMES: [&str; 4] = ["Sluice", "HAProxy (runtime socket)", "nginx (reload)", "Caddy (PATCH)"];
@@ -135,12 +136,15 @@ impl Proxy {
             }
             Proxy::Caddy { object, client, .. } => {
                 let body = json!({ "@id": "app", "dial": format!("127.0.0.1:{to}") });
-                match client.patch(&*object).json(&body).send().await {
-                    Ok(answer) => ensure!(answer.status().is_success(), "Caddy answered {}", answer.status()),
-                    // It may cut its own answer off that way: whether it has switched is seen by the requests.
-                    Err(error) => ensure!(error.is_request(), "telling Caddy: {error}"),
+                // It may restart its admin interface under the request of the change before.
+                for _ in 0..CADDY_TRIES {
+                    if let Ok(answer) = client.patch(&*object).json(&body).send().await {
+                        ensure!(answer.status().is_success(), "Caddy answered {}", answer.status());
+                        return Ok(());
+                    }
+                    sleep(Duration::from_millis(20)).await;
                 }
-                Ok(())
+                bail!("Caddy did not answer a change in {CADDY_TRIES} tries")
             }
         }
     }
