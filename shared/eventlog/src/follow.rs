@@ -68,6 +68,16 @@ impl EventLog {
         })
     }
 
+    /// Hands every event on `filter` behind position `after` that stands in the log at this moment to `each`, in order.
+    pub async fn each(&self, filter: &str, after: u64, mut each: impl FnMut(Recorded)) -> Result<(), Error> {
+        self.inner
+            .scan(EVENTS, filter, after + 1, |stored| {
+                each(domain::decode(stored.sequence, &stored.subject, &stored.message.payload)?);
+                Ok(())
+            })
+            .await
+    }
+
     /// Position of the newest event; 0 in an empty log.
     pub async fn last_sequence(&self) -> Result<u64, Error> {
         #[derive(Deserialize)]

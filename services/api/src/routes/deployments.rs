@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use domain::{
-    DeploymentId, Key,
+    DeploymentId, Event, Key,
     image::{Image, Reference},
     node::{Resolve, Resolved, resolve_subject},
     project::Project,
@@ -12,7 +12,7 @@ use domain::{
 };
 use readmodel::deployments::{self, Deployment, Filter, Page, Status};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
@@ -28,6 +28,8 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a deployer may be missing: it is back sooner after a restart.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
+/// After which the log itself is asked instead of the database.
+const DATABASE_LIMIT: Duration = Duration::from_millis(500);
 
 /// What to deploy.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -210,14 +212,7 @@ pub(crate) async fn cancel(
     if reason.as_ref().is_some_and(|reason| reason.chars().count() > LONGEST_REASON) {
         return Err(Error::invalid("reason", format!("must be at most {LONGEST_REASON} characters")));
     }
-    let known = match deployments::get(&api.pool, path.id.0).await? {
-        Some(known) => known,
-        // It may have been requested a moment ago.
-        None => recorded(&api, path.id, api.log.last_sequence().await?).await?,
-    };
-    // Both were slugs when they were written.
-    let slug = |name: String| name.parse().map_err(|_| Error::from(stage::Rejection::UnknownDeployment));
-    let key = Key::<Stage>::stage(&slug(known.project)?, &slug(known.stage)?);
+    let key = stage_of(&api, path.id).await?;
     let command = stage::Command::Cancel { deployment: path.id, reason };
     let committed = api.log.execute(&key, command, &asked.context).await?;
     Ok(Taken(Accepted { sequence: committed.sequence }))
@@ -228,6 +223,38 @@ async fn recorded(api: &Api, deployment: DeploymentId, sequence: u64) -> Result<
     api.visible(Some(sequence)).await?;
     let known = deployments::get(&api.pool, deployment.0).await?;
     Ok(known.ok_or(stage::Rejection::UnknownDeployment)?)
+}
+
+/// The stage that `deployment` was requested on: a cancel waits neither for the projector nor for the database.
+async fn stage_of(api: &Api, deployment: DeploymentId) -> Result<Key<Stage>, Error> {
+    let found = timeout(DATABASE_LIMIT, async {
+        // In this order: what the read models do not have at this position was requested behind it.
+        let seen = readmodel::state(&api.pool).await?.sequence;
+        Ok::<_, readmodel::Error>((seen, deployments::get(&api.pool, deployment.0).await?))
+    });
+    let seen = match found.await {
+        Ok(Ok((_, Some(known)))) => {
+            // Both were slugs when they were written.
+            let slug = |name: String| name.parse().map_err(|_| Error::from(stage::Rejection::UnknownDeployment));
+            return Ok(Key::stage(&slug(known.project)?, &slug(known.stage)?));
+        }
+        Ok(Ok((seen, None))) => seen,
+        Ok(Err(_)) | Err(_) => 0,
+    };
+    let mut key = None;
+    let requests = "sluice.events.stage.*.*.deployment.requested";
+    api.log
+        .each(requests, seen, |recorded| {
+            if let Event::Stage(stage::Event::Requested { deployment: requested, .. }) = &recorded.event
+                && *requested == deployment
+                && let (Some(Ok(project)), Some(Ok(stage))) =
+                    (recorded.project().map(str::parse), recorded.stage().map(str::parse))
+            {
+                key = Some(Key::stage(&project, &stage));
+            }
+        })
+        .await?;
+    Ok(key.ok_or(stage::Rejection::UnknownDeployment)?)
 }
 
 /// Asks the node which bytes `reference` means now.

@@ -130,3 +130,17 @@ async fn without_a_deployer_a_request_says_so() {
     assert!(problem["hint"].as_str().expect("a hint").contains("sluice up"));
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_cancel_waits_neither_for_the_projector_nor_for_the_deployer() {
+    let app = App::start_without(Without::Projector).await;
+    app.project("shop").await;
+    app.image("registry.test/shop:v1", 'a');
+    let requested = app.post(PATH, json!({ "image": "v1" })).await;
+    let id = requested.body["deployment"].as_str().expect("an id").to_owned();
+    // Nobody tells the read models of it.
+    assert!(app.post(&format!("/deployments/{id}/cancel"), json!({})).await.accepted() > requested.accepted());
+    let unknown = format!("/deployments/{}/cancel", uuid::Uuid::from_u128(7));
+    app.post(&unknown, json!({})).await.problem(404, "deployment_not_found");
+    app.stop().await;
+}

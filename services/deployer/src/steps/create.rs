@@ -65,6 +65,10 @@ async fn start_one(job: &Job, labels: &Labels, spec: &Spec, network: &str) -> Re
         Ok(()) => job.note(format!("created container {name}")),
         // It stands already; its name holds the deployment, so it can be no other's.
         Err(error) if error.status() == Some(409) => {}
+        // The end of another stage's release took the image along in this moment: the next try pulls it again.
+        Err(EngineError::Refused { message, status: 404, .. }) if message.contains("No such image") => {
+            return Err(StepError::Transient(failure::start(&name, &message)));
+        }
         Err(EngineError::Refused { message, .. }) => return Err(failure::start(&name, &message).into()),
         Err(error) => return Err(error.into()),
     }
@@ -77,6 +81,11 @@ async fn start_one(job: &Job, labels: &Labels, spec: &Spec, network: &str) -> Re
         }
         // Its name is taken, but it is not there yet: an earlier call of ours is still at work in the engine.
         Err(EngineError::Refused { message, status: 404, .. }) => {
+            Err(StepError::Transient(failure::start(&name, &message)))
+        }
+        // Killed while it started this one, the engine does not know that the runtime holds it: it has to be made anew.
+        Err(EngineError::Refused { message, .. }) if message.contains("already exists") => {
+            job.engine.remove(&name).await?;
             Err(StepError::Transient(failure::start(&name, &message)))
         }
         Err(EngineError::Refused { message, .. }) => Err(failure::start(&name, &message).into()),

@@ -114,3 +114,34 @@ impl Place {
         }
     }
 }
+
+#[test]
+fn a_kill_counts_for_the_newest_moment_and_what_came_just_before() {
+    let lane = crate::lane::all()[0];
+    let deployment = "01a20000-0000-7000-8000-000000000001".parse::<DeploymentId>().expect("an id");
+    let start = Instant::now();
+    let tell = |place: &mut Place, name: &str, after: u64| {
+        let at = start + Duration::from_millis(after);
+        place.absorb(&Moment { stage: lane.stage(), deployment, what: What::Event(name.into()), at });
+    };
+    let mut place = Place::new(lane);
+    for (at, name) in ["requested", "dispatched", "started", "succeeded"].into_iter().enumerate() {
+        tell(&mut place, name, 100 * at as u64);
+    }
+    assert_eq!(place.outcome.as_deref(), Some("succeeded"));
+    place.learn();
+    place.rest();
+    assert_eq!(place.wants(), None, "nothing is on its way");
+    tell(&mut place, "requested", 1000);
+    tell(&mut place, "dispatched", 1001);
+    assert!(place.wants().is_some());
+    place.strike(start + Duration::from_millis(1002));
+    assert_eq!(place.left(), ["started", "succeeded"]);
+    tell(&mut place, "started", 2000);
+    tell(&mut place, "succeeded", 3000);
+    place.strike(start + Duration::from_millis(3001));
+    assert_eq!(place.left(), ["started"], "it was over long before the kill");
+    place.rest();
+    tell(&mut place, "requested", 4000);
+    assert_eq!(place.wants(), None, "this was struck before");
+}

@@ -9,6 +9,7 @@
 //! By default all stages walk at the same time and a deployment suffers a kill at each of its steps in turn. With
 //! `WALK=alone` (`make walk`) each deployment suffers only one, and nothing else happens beside it; that takes long.
 //! `WALK_TARGETS=deployer,all` walks with these only.
+#![expect(clippy::print_stdout, reason = "what was struck is worth reading")]
 
 mod board;
 mod client;
