@@ -54,11 +54,17 @@ pub(crate) struct Tally {
 }
 
 pub(crate) struct Failed {
+    /// Answered, and by the wrong application: there is no excuse for that.
+    pub(crate) misdirected: bool,
     pub(crate) stage: usize,
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
     pub(crate) why: String,
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("answered by another stage: {0}")]
+struct Misdirected(String);
 
 impl Load {
     pub(crate) fn start(outages: Outages) -> Load {
@@ -87,7 +93,8 @@ impl Load {
 impl Tally {
     /// Failures that nothing excuses, and how many there are of each sort.
     pub(crate) fn unexcused(&self, outages: &Outages) -> Vec<&Failed> {
-        let unexcused = |failed: &&Failed| !outages.excuse(failed.stage, failed.began, failed.ended);
+        let unexcused =
+            |failed: &&Failed| failed.misdirected || !outages.excuse(failed.stage, failed.began, failed.ended);
         self.failed.iter().filter(unexcused).collect()
     }
 }
@@ -133,7 +140,8 @@ async fn client(stage: usize, keep: bool, stop: CancellationToken) -> Tally {
         tally.requests += 1;
         tally.slowest = tally.slowest.max(ended - began);
         if let Err(error) = answer {
-            tally.failed.push(Failed { stage, began, ended, why: format!("{error:#}") });
+            let misdirected = error.is::<Misdirected>();
+            tally.failed.push(Failed { misdirected, stage, began, ended, why: format!("{error:#}") });
             connection = None;
         }
         if !keep {
@@ -161,7 +169,7 @@ async fn ask(stage: &Stage, kept: &mut Option<SendRequest<Empty<Bytes>>>) -> Res
     let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
     let body = String::from_utf8_lossy(&body);
     ensure!(status.is_success(), "answered with {status}: {}", body.trim());
-    ensure!(body == stage.key(), "answered by another stage: {body}");
+    ensure!(body == stage.key(), Misdirected(body.into_owned()));
     *kept = Some(connection);
     Ok(())
 }

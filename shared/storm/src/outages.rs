@@ -10,7 +10,7 @@
 //!   deployer, NATS, engine and edge were not all left in peace: without them nobody can tell the edge of the new
 //!   addresses.
 //!
-//! Nothing else excuses a failure: not the end of NATS, PostgreSQL, api, projector or deployer, nor a full disk, a
+//! Nothing excuses an answer by the wrong application, and nothing else excuses a failure: not the end of NATS, PostgreSQL, api, projector or deployer, nor a full disk, a
 //! wrong clock, or a hanging engine.
 
 use std::{
@@ -113,6 +113,22 @@ impl Outages {
         };
         spans.open.iter().any(|(cause, from)| concerns(cause) && *from <= ended)
             || spans.closed.iter().any(|span| concerns(&span.cause) && span.from <= ended && span.until >= began)
+    }
+
+    /// Seconds in which requests of one stage or of all might fail, added up by cause: what the storm did not look at.
+    pub(crate) fn excused(&self) -> BTreeMap<&'static str, f64> {
+        let spans = self.lock();
+        let mut sums = BTreeMap::new();
+        for span in &spans.closed {
+            let (name, share) = match span.cause {
+                Cause::Killed(_) => ("edge_killed", 1),
+                Cause::Stopped(_) => ("edge_stopped", 1),
+                Cause::Cut(..) => ("edge_cut_off", 1),
+                Cause::ContainersEnded(_) => ("containers_ended", STAGES.len()),
+            };
+            *sums.entry(name).or_default() += (span.until - span.from).as_secs_f64() / share as f64;
+        }
+        sums
     }
 
     fn lock(&self) -> MutexGuard<'_, Spans> {

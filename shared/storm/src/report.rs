@@ -19,6 +19,8 @@ pub(crate) struct Report {
     pub(crate) http_failed_while_edge_lived: usize,
     /// Those that the storm itself made impossible to answer.
     pub(crate) http_failed_excused: usize,
+    /// By cause: seconds in which a failure is excused, of the average stage.
+    pub(crate) excused_s: BTreeMap<&'static str, f64>,
     pub(crate) http_failures: Vec<String>,
     pub(crate) http_slowest_ms: u64,
     pub(crate) excused_reasons: BTreeMap<String, u64>,

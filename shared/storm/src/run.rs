@@ -133,6 +133,7 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
         http_requests: tally.requests,
         http_failed_while_edge_lived: unexcused.len(),
         http_failed_excused: tally.failed.len() - unexcused.len(),
+        excused_s: outages.excused(),
         http_failures: load::told(&unexcused, start),
         http_slowest_ms: milliseconds(tally.slowest),
         excused_reasons: load::reasons(&tally.failed),
