@@ -84,7 +84,8 @@ pub(crate) fn outside() -> Result<bool> {
 
 /// What a storm that was killed left behind: an empty directory and empty control groups.
 fn sweep() {
-    let left = fs::read_dir(env::temp_dir()).into_iter().flatten().flatten();
+    let left = [env::temp_dir(), "/sys/fs/cgroup".into(), "/sys/fs/cgroup/pids".into()];
+    let left = left.into_iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
     for name in left.filter_map(|entry| entry.file_name().into_string().ok()) {
         let pid = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {

@@ -121,8 +121,9 @@ fn children(pid: Pid) -> Vec<Pid> {
 }
 
 async fn keep(spec: Spec, now: Arc<Now>, outages: Outages) {
+    let mut again = false;
     loop {
-        match life(&spec, &now, &outages).await {
+        match life(&spec, &now, &outages, std::mem::replace(&mut again, true)).await {
             Ok(status) if lock(&now.down).is_none() => {
                 now.exits.fetch_add(1, Ordering::Relaxed);
                 say(&format!("{} ended by itself with {status}", spec.part.name()));
@@ -143,7 +144,7 @@ async fn keep(spec: Spec, now: Arc<Now>, outages: Outages) {
 }
 
 /// From its start to its end.
-async fn life(spec: &Spec, now: &Now, outages: &Outages) -> Result<String> {
+async fn life(spec: &Spec, now: &Now, outages: &Outages, again: bool) -> Result<String> {
     let before: Vec<Pid> = spec.pid_files.iter().filter_map(|file| pid_in(file)).collect();
     let gone = async {
         while before.iter().any(|pid| test_kill_process(*pid).is_ok()) {
@@ -154,7 +155,7 @@ async fn life(spec: &Spec, now: &Now, outages: &Outages) -> Result<String> {
     for file in &spec.pid_files {
         let _ = fs::remove_file(file);
     }
-    if spec.part == Part::Engine {
+    if again && spec.part == Part::Engine {
         // It ends the containers it finds, and starts them anew.
         outages.containers_end();
     }
