@@ -7,7 +7,8 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, exit},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,8 @@ const PLACE: &str = "SLUICE_STORM";
 const PREFIX: &str = "sluice-storm-";
 /// For the storm to end in good order once it was told to.
 const FAREWELL: Duration = Duration::from_secs(20);
+
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Where this process stands.
 pub(crate) enum Place {
@@ -97,8 +100,12 @@ fn sweep() {
 /// Everything else of a storm ends with its namespaces.
 fn remains(name: &str) {
     let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-    for root in roots.chain(["/sys/fs/cgroup".into()]) {
-        remove_groups(&root.join(name));
+    let groups: Vec<PathBuf> = roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(name)).collect();
+    // The kernel takes a moment to let go of processes that have ended.
+    let end = Instant::now() + FAREWELL;
+    while groups.iter().any(|group| group.exists()) && Instant::now() < end {
+        groups.iter().for_each(|group| remove_groups(group));
+        thread::sleep(LOOK);
     }
     // The next storm tries again what resists.
     let _ = fs::remove_dir(env::temp_dir().join(name));
