@@ -237,7 +237,7 @@ async fn one(log: EventLog, api: Arc<Api>, n: usize, read_every: usize) -> Resul
     let context = runtime::clock::context("admin");
     let begun = Instant::now();
     let sequence = log.execute(&Key::stage(&project, &name), command, &context).await?.sequence;
-    if n % read_every > 0 {
+    if !n.is_multiple_of(read_every) {
         return Ok((sequence, begun, None));
     }
     let url = format!("{}/projects/{project}/stages/{name}?at_least={sequence}", api.url);

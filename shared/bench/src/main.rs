@@ -41,8 +41,10 @@ const FEWEST_ROUNDS: usize = 5;
 
 type Measuring<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>>> + 'a>>;
 
+type Measure = for<'a> fn(&'a Bench) -> Measuring<'a>;
+
 /// Every measure, in the order in which it runs.
-const MEASURES: &[(&str, for<'a> fn(&'a Bench) -> Measuring<'a>)] = &[
+const MEASURES: &[(&str, Measure)] = &[
     ("deployments", |bench| Box::pin(deployments::run(bench))),
     ("overhead", |bench| Box::pin(overhead::run(bench))),
     ("append", |bench| Box::pin(append::run(bench))),

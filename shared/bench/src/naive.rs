@@ -99,8 +99,11 @@ impl Tables {
     }
 }
 
-fn upsert(table: &str, columns: &[(String, String, bool)]) -> (String, Vec<String>) {
-    let list = |one: &dyn Fn(usize, &(String, String, bool)) -> String| {
+/// Name, type, and whether it is part of the primary key.
+type Column = (String, String, bool);
+
+fn upsert(table: &str, columns: &[Column]) -> (String, Vec<String>) {
+    let list = |one: &dyn Fn(usize, &Column) -> String| {
         columns.iter().enumerate().map(|(n, column)| one(n, column)).collect::<Vec<_>>().join(", ")
     };
     let keys: Vec<&str> = columns.iter().filter(|(.., key)| *key).map(|(name, ..)| name.as_str()).collect();

@@ -162,7 +162,9 @@ impl Row {
         match target {
             Target::Zero => self.spread.as_ref().map(|spread| spread.most),
             Target::AtMost { .. } => self.spread.as_ref().map(|spread| spread.median),
-            Target::AtLeast { peer, .. } | Target::AtMostTimes { peer, .. } => median(|ours, theirs| ours / theirs, peer),
+            Target::AtLeast { peer, .. } | Target::AtMostTimes { peer, .. } => {
+                median(|ours, theirs| ours / theirs, peer)
+            }
             Target::AtMostOver { peer, .. } => median(|ours, theirs| ours - theirs, peer),
         }
     }

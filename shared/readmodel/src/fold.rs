@@ -103,7 +103,9 @@ pub(crate) fn step(event: &stage::Event) -> Option<(Step, &StepDone)> {
 /// Rows in the form that `jsonb_populate_recordset` takes.
 pub(crate) fn recordset<R: Serialize>(rows: impl Iterator<Item = R>) -> sqlx::Result<String> {
     let rows: Vec<R> = rows.collect();
-    serde_json::to_string(&rows).map(|json| storable(&json).into_owned()).map_err(|error| sqlx::Error::Encode(error.into()))
+    serde_json::to_string(&rows)
+        .map(|json| storable(&json).into_owned())
+        .map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// Text that the database takes, for the same reason.

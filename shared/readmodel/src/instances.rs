@@ -111,15 +111,15 @@ impl Rows {
                     row.address.clone_from(&created.address);
                 }
             }
-            Event::Healthy(done) => self.each(recorded, |row| {
-                row.deployment == done.deployment.0 && set(&mut row.healthy, Some(true))
-            }),
-            Event::Retired(done) => self.each(recorded, |row| {
-                row.deployment != done.deployment.0 && set(&mut row.state, State::Stopped)
-            }),
-            Event::Discarded(done) => self.each(recorded, |row| {
-                row.deployment == done.deployment.0 && set(&mut row.state, State::Stopped)
-            }),
+            Event::Healthy(done) => {
+                self.each(recorded, |row| row.deployment == done.deployment.0 && set(&mut row.healthy, Some(true)))
+            }
+            Event::Retired(done) => {
+                self.each(recorded, |row| row.deployment != done.deployment.0 && set(&mut row.state, State::Stopped))
+            }
+            Event::Discarded(done) => {
+                self.each(recorded, |row| row.deployment == done.deployment.0 && set(&mut row.state, State::Stopped))
+            }
             // The old release's containers, which this deployment had stopped.
             Event::Restored(_) => self.each(recorded, |row| {
                 let stopped = row.current && row.state == State::Stopped;

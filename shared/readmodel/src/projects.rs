@@ -10,8 +10,7 @@ use utoipa::ToSchema;
 
 use crate::{Error, Model, fold};
 
-pub(crate) const MODEL: Model =
-    Model { name: "projects", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model = Model { name: "projects", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 /// A project and what it declares for its stages. What runs on them is in [`crate::stages`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -17,8 +17,7 @@ use uuid::Uuid;
 
 use crate::{Error, Model, deployments::Status, fold, instances::Instance};
 
-pub(crate) const MODEL: Model =
-    Model { name: "stages", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
+pub(crate) const MODEL: Model = Model { name: "stages", fill: None, apply: |to, events| Box::pin(apply(to, events)) };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Stage {

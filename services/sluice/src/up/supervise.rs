@@ -233,6 +233,10 @@ async fn keep_alive(spec: Spec, mut process: Process, stopping: CancellationToke
             None => break,
         }
     }
+    // One that has taken over in this moment is not known yet.
+    if let Some(next) = successor(&spec, &mut leaving) {
+        leaving.push(next);
+    }
     end(&spec, leaving).await;
 }
 

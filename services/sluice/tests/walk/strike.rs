@@ -25,17 +25,6 @@ const BACK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 impl Target {
-    pub(crate) const ALL: [Target; 8] = [
-        Target::Deployer,
-        Target::Projector,
-        Target::Api,
-        Target::Edge,
-        Target::Nats,
-        Target::Postgres,
-        Target::Dockerd,
-        Target::All,
-    ];
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Target::Deployer => "deployer",

@@ -58,7 +58,7 @@ impl Upstreams {
 
 pub(super) enum Proxy {
     Sluice(Edge),
-    HaProxy { port: u16, socket: PathBuf, _server: Server, _directory: TempDir },
+    Haproxy { port: u16, socket: PathBuf, _server: Server, _directory: TempDir },
     Nginx { port: u16, include: PathBuf, master: PathBuf, _server: Server, _directory: TempDir },
     Caddy { port: u16, object: String, client: reqwest::Client, _server: Server, _directory: TempDir },
 }
@@ -79,7 +79,7 @@ impl Proxy {
                 let mut command = library.command("haproxy")?;
                 command.args(["-db", "-f", "haproxy.cfg"]);
                 let _server = Server::start(command, path, "haproxy")?;
-                Proxy::HaProxy { port, socket, _server, _directory: directory }
+                Proxy::Haproxy { port, socket, _server, _directory: directory }
             }
             2 => {
                 let (include, master) = (path.join("upstream.inc"), path.join("nginx.pid"));
@@ -111,7 +111,7 @@ impl Proxy {
     pub(super) fn port(&self) -> u16 {
         match self {
             Proxy::Sluice(edge) => edge.port,
-            Proxy::HaProxy { port, .. } | Proxy::Nginx { port, .. } | Proxy::Caddy { port, .. } => *port,
+            Proxy::Haproxy { port, .. } | Proxy::Nginx { port, .. } | Proxy::Caddy { port, .. } => *port,
         }
     }
 
@@ -119,7 +119,7 @@ impl Proxy {
     pub(super) async fn switch(&mut self, number: usize, to: u16) -> Result<()> {
         match self {
             Proxy::Sluice(edge) => edge.switch(number, to).await,
-            Proxy::HaProxy { socket, .. } => {
+            Proxy::Haproxy { socket, .. } => {
                 let mut stream = UnixStream::connect(socket).await.context("connecting to HAProxy's socket")?;
                 stream.write_all(format!("set server app/app addr 127.0.0.1 port {to}\n").as_bytes()).await?;
                 let mut answer = String::new();
