@@ -12,7 +12,7 @@ use futures::FutureExt;
 
 use crate::{
     Node, Place,
-    docker::{Container, Engine},
+    docker::{Container, Engine, EngineError},
     failure::{self, Problem, StepError},
     steps::{self, ORPHAN_GRACE, remove_all, stop_all},
 };
@@ -83,7 +83,15 @@ pub(crate) async fn settle(
     for container in &start {
         tracing::info!(container = container.name, "starting a container of the current release");
         let engine = while_kept(node, place, container.labels.deployment, Keep::Running);
-        engine.start(&container.id).await?;
+        match engine.start(&container.id).await {
+            // The release is completed again behind this.
+            Err(EngineError::Refused { message, .. }) if steps::to_be_made_anew(&message) => {
+                tracing::warn!(container = container.name, message, "it cannot be started; making it anew");
+                engine.remove(&container.id).await?;
+                continue;
+            }
+            started => started?,
+        }
         engine.set_restart(&container.id, true).await?;
     }
     let grace = stage.current.as_ref().map_or(ORPHAN_GRACE, |current| current.spec.settings.stop_grace.duration());

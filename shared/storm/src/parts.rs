@@ -202,7 +202,7 @@ impl Lab {
         command.arg("--cgroup-parent").arg(enter::control_group(&self.directory));
         // systemd, where it runs, knows these processes by other numbers.
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
-        command.args(["--default-address-pool", &format!("base={},size=27", net::CONTAINERS)]);
+        command.args(["--default-address-pool", &format!("base={},size=25", net::CONTAINERS)]);
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]);
         command.args(["--shutdown-timeout=5", "--log-level=warn"]);
         command

@@ -193,7 +193,7 @@ impl Daemon {
         // From the range for tests between networks, which no machine's own network or tunnel uses: a part of its own,
         // so that two daemons rarely meet; dockerd itself avoids what is in use at that moment.
         let (half, part) = (rand::random_range(18..20_u8), rand::random_range(0..16_u8) * 16);
-        let address_pool = format!("base=198.{half}.{part}.0/20,size=27");
+        let address_pool = format!("base=198.{half}.{part}.0/20,size=25");
         let mut daemon = Daemon { server: None, killed: false, program, address_pool, network, directory };
         if let Some(mebibytes) = room {
             let data = daemon.path("data");

@@ -7,13 +7,14 @@ use bollard::{
     errors::Error as Cause,
     exec::{CreateExecOptions, StartExecResults},
     models::{
-        ContainerCreateBody, ContainerSummary, ContainerUpdateBody, EventMessage, RestartPolicy, RestartPolicyNameEnum,
+        ContainerCreateBody, ContainerSummary, ContainerUpdateBody, EndpointIpamConfig, EndpointSettings, EventMessage,
+        NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
     },
     query_parameters as query,
 };
 use futures::{Stream, StreamExt, TryStreamExt};
 
-use super::{Engine, EngineError, Result, none_if_missing};
+use super::{Address, Engine, EngineError, Network, Result, none_if_missing};
 use crate::labels::{Labels, Owner};
 
 /// Between two looks whether a removal that another began has ended.
@@ -103,10 +104,26 @@ impl Engine {
         }
     }
 
-    pub(crate) async fn create(&self, name: &str, body: ContainerCreateBody) -> Result<()> {
+    /// On `network`, at `address` for life.
+    pub(crate) async fn create(
+        &self,
+        name: &str,
+        mut body: ContainerCreateBody,
+        network: &Network,
+        address: Option<Address>,
+    ) -> Result<()> {
         let options = query::CreateContainerOptionsBuilder::default().name(name).build();
+        let told = address
+            .as_ref()
+            .map(|address| EndpointIpamConfig { ipv4_address: Some(address.ip.to_string()), ..Default::default() });
+        let endpoint = EndpointSettings { ipam_config: told, ..Default::default() };
+        body.networking_config =
+            Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint)])) });
         self.change(format!("creating container {name}"), self.limits().slow, move |docker| async move {
-            docker.create_container(Some(options), body).await.map(|_| ())
+            let made = docker.create_container(Some(options), body).await.map(|_| ());
+            // Promised until then, even where the caller did not stay for the answer.
+            drop(address);
+            made
         })
         .await
     }

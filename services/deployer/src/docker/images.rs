@@ -1,10 +1,8 @@
-//! Images and networks.
-
-use std::collections::HashMap;
+//! Images.
 
 use bollard::{
     auth::DockerCredentials,
-    models::{CreateImageInfo, DistributionInspect, NetworkCreateRequest},
+    models::{CreateImageInfo, DistributionInspect},
     query_parameters as query,
 };
 use futures::StreamExt;
@@ -96,50 +94,5 @@ impl Engine {
             })
             .await;
         none_if_used(removed.map(|_| ()))
-    }
-
-    /// The id of the network `name`, which is created where there is none.
-    pub(crate) async fn ensure_network(&self, name: &str, labels: HashMap<String, String>) -> Result<String> {
-        let one_at_a_time = self.shared.networks.clone().lock_owned().await;
-        if let Some(id) = self.network(name).await? {
-            return Ok(id);
-        }
-        let request = NetworkCreateRequest {
-            name: name.to_owned(),
-            driver: Some("bridge".into()),
-            labels: Some(labels),
-            ..Default::default()
-        };
-        let made = self.change(format!("creating network {name}"), self.limits().quick, |docker| async move {
-            let made = docker.create_network(request).await;
-            // Held until there is an answer, even where the caller did not stay for it.
-            drop(one_at_a_time);
-            made
-        });
-        Ok(made.await?.id)
-    }
-
-    async fn network(&self, name: &str) -> Result<Option<String>> {
-        let filters = HashMap::from([("name", vec![name])]);
-        let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
-        let found = self
-            .call("listing networks".into(), self.limits().quick, |docker| async move {
-                docker.list_networks(Some(options)).await
-            })
-            .await?;
-        // The filter takes any name that contains it.
-        Ok(found.into_iter().find(|network| network.name.as_deref() == Some(name)).and_then(|network| network.id))
-    }
-
-    /// Does nothing where it is gone, or where something still uses it.
-    pub(crate) async fn remove_network(&self, name: &str) -> Result<()> {
-        let _one_at_a_time = self.shared.networks.lock().await;
-        let Some(id) = self.network(name).await? else { return Ok(()) };
-        let removed = self
-            .change(format!("removing network {name}"), self.limits().quick, |docker| async move {
-                docker.remove_network(&id).await
-            })
-            .await;
-        none_if_used(removed)
     }
 }

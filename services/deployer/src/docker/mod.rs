@@ -3,6 +3,7 @@
 
 mod containers;
 mod images;
+mod networks;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use containers::Container;
 pub(crate) use images::LocalImage;
+pub(crate) use networks::{Address, Network};
 
 use crate::Deadlines;
 
@@ -84,6 +86,7 @@ struct Shared {
     version: Mutex<Option<Version>>,
     /// The engine takes a second network of the same name without complaint.
     networks: Arc<tokio::sync::Mutex<()>>,
+    promised: networks::Promised,
 }
 
 #[derive(Clone)]
@@ -97,8 +100,14 @@ impl Engine {
     /// Connects with the first call.
     pub(crate) fn new(host: Option<String>, deadlines: Deadlines) -> Self {
         let host = host.unwrap_or_else(|| "unix:///var/run/docker.sock".into());
-        let shared =
-            Shared { host, deadlines, client: Mutex::default(), version: Mutex::default(), networks: Arc::default() };
+        let shared = Shared {
+            host,
+            deadlines,
+            client: Mutex::default(),
+            version: Mutex::default(),
+            networks: Arc::default(),
+            promised: Arc::default(),
+        };
         Self { shared: Arc::new(shared), changes: TaskTracker::new(), guard: None }
     }
 

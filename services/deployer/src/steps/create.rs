@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Job, pull};
 use crate::{
-    docker::{EngineError, LocalImage},
+    docker::{Address, EngineError, LocalImage, Network},
     failure::{self, Problem, StepError},
     health,
     labels::{Labels, Owner, container_name, network_name},
@@ -30,17 +30,34 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
     let network = job.engine.ensure_network(&network_name(&job.place.project), labels).await?;
     let hash = config_hash(spec);
 
+    let mut missing: Vec<u16> = (1..=spec.settings.replicas).collect();
     for standing in job.containers(deployment).await? {
         // Left by an attempt under other settings, or beyond their number: never by this one.
         if standing.labels.config_hash != hash || standing.labels.replica > spec.settings.replicas {
             job.engine.remove(&standing.id).await?;
+        } else {
+            missing.retain(|replica| *replica != standing.labels.replica);
         }
     }
-    let (hash, network) = (&hash, &network);
+    let name = |replica| container_name(&job.place, deployment, replica);
+    let names: Vec<String> = missing.iter().map(|replica| name(*replica)).collect();
+    let addresses = job.engine.addresses(&network, &names).await?;
+    let mut to_make: HashMap<u16, Option<Address>> = missing.into_iter().zip(addresses).collect();
+
+    let network = &network;
     stream::iter(1..=spec.settings.replicas)
-        .map(|replica| async move {
-            let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
-            start_one(job, &labels, spec, network).await
+        .map(|replica| {
+            let name = name(replica);
+            let to_make = to_make.remove(&replica).map(|address| {
+                let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
+                (container(job.node.labels(), &labels, spec, &network.id), address)
+            });
+            async move {
+                if let Some((body, address)) = to_make {
+                    make(job, &name, body, network, address).await?;
+                }
+                start(job, &name).await
+            }
         })
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
@@ -58,39 +75,55 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
         .collect())
 }
 
-async fn start_one(job: &Job, labels: &Labels, spec: &Spec, network: &str) -> Result<(), StepError> {
-    let name = container_name(&labels.place, labels.deployment, labels.replica);
-    let body = container(job.node.labels(), labels, spec, network);
-    match job.engine.create(&name, body).await {
+async fn make(
+    job: &Job,
+    name: &str,
+    body: ContainerCreateBody,
+    network: &Network,
+    address: Option<Address>,
+) -> Result<(), StepError> {
+    match job.engine.create(name, body, network, address).await {
         Ok(()) => job.note(format!("created container {name}")),
         // It stands already; its name holds the deployment, so it can be no other's.
         Err(error) if error.status() == Some(409) => {}
         // The end of another stage's release took the image along in this moment: the next try pulls it again.
         Err(EngineError::Refused { message, status: 404, .. }) if message.contains("No such image") => {
-            return Err(StepError::Transient(failure::start(&name, &message)));
+            return Err(StepError::Transient(failure::start(name, &message)));
         }
-        Err(EngineError::Refused { message, .. }) => return Err(failure::start(&name, &message).into()),
+        Err(EngineError::Refused { message, .. }) => return Err(failure::start(name, &message).into()),
         Err(error) => return Err(error.into()),
     }
-    match job.engine.start(&name).await {
+    Ok(())
+}
+
+async fn start(job: &Job, name: &str) -> Result<(), StepError> {
+    match job.engine.start(name).await {
         Ok(()) => Ok(()),
         // The last container of another stage took the network along in this moment.
         Err(EngineError::Refused { message, status: 404, .. }) if message.contains("network") => {
-            job.engine.remove(&name).await?;
-            Err(StepError::Transient(failure::start(&name, &message)))
+            job.engine.remove(name).await?;
+            Err(StepError::Transient(failure::start(name, &message)))
         }
         // Its name is taken, but it is not there yet: an earlier call of ours is still at work in the engine.
         Err(EngineError::Refused { message, status: 404, .. }) => {
-            Err(StepError::Transient(failure::start(&name, &message)))
+            Err(StepError::Transient(failure::start(name, &message)))
         }
-        // Killed while it started this one, the engine does not know that the runtime holds it: it has to be made anew.
-        Err(EngineError::Refused { message, .. }) if message.contains("already exists") => {
-            job.engine.remove(&name).await?;
-            Err(StepError::Transient(failure::start(&name, &message)))
+        // It cannot run as it is.
+        Err(EngineError::Refused { message, .. }) if to_be_made_anew(&message) => {
+            job.engine.remove(name).await?;
+            Err(StepError::Transient(failure::start(name, &message)))
         }
-        Err(EngineError::Refused { message, .. }) => Err(failure::start(&name, &message).into()),
+        Err(EngineError::Refused { message, .. }) => Err(failure::start(name, &message).into()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether an engine that refused to start a container would start another in its place.
+pub(crate) fn to_be_made_anew(message: &str) -> bool {
+    // Killed while it started this one, the engine does not know that the runtime holds it.
+    message.contains("already exists")
+        // Another has its address: it stood still when all others were taken.
+        || message.to_lowercase().contains("address already in use")
 }
 
 /// The port that answers: the declared one, else the only one that the image exposes. None where the

@@ -362,6 +362,16 @@ impl Lab {
         listed.into_iter().map(|c| (id(&c).expect("labelled"), c)).collect()
     }
 
+    /// Of this test's containers, by name.
+    pub(crate) async fn addresses(&self) -> BTreeMap<String, String> {
+        let address = |container: ContainerSummary| {
+            let name = container.names?.first()?.trim_start_matches('/').to_owned();
+            let network = container.network_settings?.networks?.into_values().next()?;
+            Some((name, network.ip_address?))
+        };
+        self.containers().await.into_iter().filter_map(|(_, container)| address(container)).collect()
+    }
+
     /// Deployments with their number of running and of all containers.
     pub(crate) async fn standing(&self) -> BTreeMap<DeploymentId, (usize, usize)> {
         let mut standing = BTreeMap::new();

@@ -94,3 +94,26 @@ async fn an_engine_that_goes_away_for_a_while_costs_only_time() {
     assert_eq!(lab.standing().await[&deployment], (1, 1));
     lab.close().await;
 }
+
+/// Else an engine that starts again hands the addresses out anew, and the edge sends one stage's requests to another's
+/// container until it hears of it.
+#[tokio::test]
+async fn a_container_keeps_its_address_whichever_is_started_first() {
+    let mut lab = Lab::new().await;
+    let image = lab.image("v1", SampleImage::new("1")).await;
+    let mut settings = lab.settings();
+    settings.replicas = 3;
+    lab.deploy(image, settings).await;
+    lab.stop_deployer().await;
+    let before = lab.addresses().await;
+    assert_eq!(before.len(), 3);
+    let client = lab.docker.client();
+    for name in before.keys() {
+        client.stop_container(name, None).await.expect("stopped");
+    }
+    for name in before.keys().rev() {
+        client.start_container(name, None).await.expect("started");
+    }
+    assert_eq!(lab.addresses().await, before);
+    lab.close().await;
+}
