@@ -53,6 +53,12 @@ impl Owner<'_> {
         [self.of_stage(place), vec![format!("{DEPLOYMENT}={deployment}")]].concat()
     }
 
+    /// Of a project's network. Another installation's project of the same name has one of its own.
+    pub(crate) fn network(&self, project: &Slug) -> String {
+        let installation = self.installation.simple().to_string();
+        format!("sluice-{project}-{}", &installation[24..])
+    }
+
     pub(crate) fn on_network(&self, project: &Slug) -> HashMap<String, String> {
         self.base([(PROJECT, project.to_string())])
     }
@@ -100,10 +106,6 @@ pub(crate) fn container_name(place: &Place, deployment: DeploymentId, replica: u
     let id = deployment.to_string();
     let tail = id.rsplit('-').next().unwrap_or(&id);
     format!("{}-{}-{}-{replica}", place.project, place.stage, tail.get(..8).unwrap_or(tail))
-}
-
-pub(crate) fn network_name(project: &Slug) -> String {
-    format!("sluice-{project}")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::{
     docker::{Address, EngineError, LocalImage, Network},
     failure::{self, Problem, StepError},
     health,
-    labels::{Labels, Owner, container_name, network_name},
+    labels::{Labels, Owner, container_name},
 };
 
 /// Containers that are started at the same time.
@@ -26,8 +26,8 @@ const AT_ONCE: usize = 4;
 pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<Vec<Instance>, StepError> {
     let image = pull::have_image(job, &spec.image).await?;
     let port = choose_port(&spec.settings, &image)?;
-    let labels = job.node.labels().on_network(&job.place.project);
-    let network = job.engine.ensure_network(&network_name(&job.place.project), labels).await?;
+    let (owner, project) = (job.node.labels(), &job.place.project);
+    let network = job.engine.ensure_network(&owner.network(project), owner.on_network(project)).await?;
     let hash = config_hash(spec);
 
     let mut missing: Vec<u16> = (1..=spec.settings.replicas).collect();
@@ -50,7 +50,7 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
             let name = name(replica);
             let to_make = to_make.remove(&replica).map(|address| {
                 let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
-                (container(job.node.labels(), &labels, spec, &network.id), address)
+                (container(owner, &labels, spec, &network.id), address)
             });
             async move {
                 if let Some((body, address)) = to_make {

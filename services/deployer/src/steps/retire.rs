@@ -13,7 +13,6 @@ use crate::{
     Node, Place,
     docker::{Container, Engine, EngineError},
     failure::StepError,
-    labels::network_name,
     sweep,
 };
 
@@ -35,7 +34,7 @@ pub(super) async fn retire(job: &Job) -> Result<(), StepError> {
             remove_all(|_| job.engine.clone(), &containers).await?;
             let others = job.engine.containers(owner, owner.of_project(&job.place.project)).await?;
             if others.is_empty() {
-                job.engine.remove_network(&network_name(&job.place.project)).await?;
+                job.engine.remove_network(&owner.network(&job.place.project)).await?;
             }
         }
     }

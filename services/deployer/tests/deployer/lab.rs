@@ -362,6 +362,11 @@ impl Lab {
         listed.into_iter().map(|c| (id(&c).expect("labelled"), c)).collect()
     }
 
+    /// The name of the project's network.
+    pub(crate) fn network(&self) -> String {
+        format!("sluice-{}-{}", self.project, &self.log.installation().simple().to_string()[24..])
+    }
+
     /// Of this test's containers, by name.
     pub(crate) async fn addresses(&self) -> BTreeMap<String, String> {
         let address = |container: ContainerSummary| {
@@ -406,7 +411,7 @@ impl Lab {
             client.remove_container(&container.id.expect("an id"), Some(options)).await.expect("removed");
         }
         // Gone already where the stage was removed.
-        let _ = client.remove_network(&format!("sluice-{}", self.project)).await;
+        let _ = client.remove_network(&self.network()).await;
     }
 }
 

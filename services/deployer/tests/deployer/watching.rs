@@ -1,7 +1,7 @@
 //! What happens between rollouts.
 
 use bollard::{
-    models::ContainerCreateBody,
+    models::{ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, NetworkingConfig},
     query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptions},
 };
 use domain::{
@@ -32,36 +32,31 @@ async fn a_container_that_dies_is_an_event_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_new_address_reaches_the_route() {
-    let lab = Lab::new().await;
+async fn one_whose_address_was_taken_is_made_anew_and_the_route_follows() {
+    let mut lab = Lab::impatient().await;
+    lab.start_deployer().await;
     let run = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
     let before = lab.live().await.expect("live").1;
-    let client = lab.docker.client();
+    let client = lab.docker.client().clone();
     let (_, container) = lab.containers().await.remove(0);
     let (id, image) = (container.id.expect("an id"), container.image.expect("an image"));
+    lab.stop_deployer().await;
     client.stop_container(&id, None::<StopContainerOptions>).await.expect("stopped");
-    // Takes the address that became free.
-    let name = format!("{}-squatter", lab.project);
-    let label = ("dev.sluice.installation".to_owned(), lab.log.installation().to_string());
-    let place = [
-        ("project", lab.project.to_string()),
-        ("stage", lab.stage.to_string()),
-        ("deployment", run.deployment.to_string()),
-    ];
-    let labels = place.map(|(name, value)| (format!("dev.sluice.{name}"), value)).into_iter().chain([label]).collect();
-    let host_config =
-        bollard::models::HostConfig { network_mode: Some(format!("sluice-{}", lab.project)), ..Default::default() };
+    let (name, network) = (format!("{}-squatter", lab.project), lab.network());
+    let address = before[0].split(':').next().map(str::to_owned);
+    let told = EndpointIpamConfig { ipv4_address: address, ..Default::default() };
+    let endpoint = EndpointSettings { ipam_config: Some(told), ..Default::default() };
     let body = ContainerCreateBody {
         image: Some(image),
-        labels: Some(labels),
-        host_config: Some(host_config),
+        host_config: Some(HostConfig { network_mode: Some(network.clone()), ..Default::default() }),
+        networking_config: Some(NetworkingConfig { endpoints_config: Some([(network, endpoint)].into()) }),
         ..Default::default()
     };
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
     client.create_container(Some(options), body).await.expect("created");
     client.start_container(&name, None).await.expect("started");
-    client.start_container(&id, None).await.expect("started again");
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+    lab.start_deployer().await;
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
         loop {
             let (serving, after) = lab.live().await.expect("live");
             if after != before {
@@ -72,6 +67,8 @@ async fn a_new_address_reaches_the_route() {
     });
     let (serving, after) = waited.await.expect("the route follows");
     assert_eq!((serving, after.len()), (run.deployment, 1));
+    let options = RemoveContainerOptionsBuilder::default().force(true).build();
+    client.remove_container(&name, Some(options)).await.expect("removed");
     lab.close().await;
 }
 
@@ -124,7 +121,7 @@ async fn an_archived_stage_leaves_nothing_behind() {
     assert_eq!(run.names, ["requested", "dispatched", "started", "switched", "drained", "retired", "succeeded"]);
     assert_eq!(lab.standing().await.len(), 0);
     assert_eq!(lab.route().await, None);
-    let network = format!("sluice-{}", lab.project);
+    let network = lab.network();
     assert!(lab.docker.client().inspect_network(&network, None).await.is_err(), "the network is still there");
     lab.close().await;
 }
