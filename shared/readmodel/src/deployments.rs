@@ -233,7 +233,7 @@ impl Deployment {
             | Event::Discarded(_)
             | Event::Restored(_)
             | Event::Reverted(_) => {
-                self.steps.extend(fold::step(event).map(|(step, done)| StepRecord::new(step, done, at)))
+                self.steps.extend(event.step_done().map(|(step, done)| StepRecord::new(step, done, at)))
             }
             Event::StepFailed { elapsed_ms, failure, .. } => {
                 self.steps.push(StepRecord {

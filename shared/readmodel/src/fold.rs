@@ -3,10 +3,7 @@
 use std::{borrow::Cow, collections::BTreeSet};
 
 use chrono::{DateTime, SubsecRound, Utc};
-use domain::{
-    DeploymentId, Event, Recorded,
-    stage::{self, Step, StepDone},
-};
+use domain::{DeploymentId, Event, Recorded, stage};
 use serde::Serialize;
 use sqlx::types::Json;
 
@@ -60,43 +57,6 @@ pub(crate) fn deployment(event: &stage::Event) -> Option<DeploymentId> {
         | Event::Restored(done)
         | Event::Reverted(done) => Some(done.deployment),
         Event::Locked { .. } | Event::Unlocked { .. } | Event::Archived {} | Event::Reopened {} => None,
-    }
-}
-
-/// The step that was carried out.
-pub(crate) fn step(event: &stage::Event) -> Option<(Step, &StepDone)> {
-    use stage::Event;
-    match event {
-        Event::Pulled(done) => Some((Step::Pull, done)),
-        Event::Held(done) => Some((Step::Hold, done)),
-        Event::Created { step: done, .. } => Some((Step::Create, done)),
-        Event::Healthy(done) => Some((Step::AwaitHealthy, done)),
-        Event::Switched(done) => Some((Step::Switch, done)),
-        Event::Baked(done) => Some((Step::Bake, done)),
-        Event::Drained(done) => Some((Step::Drain, done)),
-        Event::Retired(done) => Some((Step::Retire, done)),
-        Event::Reheld(done) => Some((Step::Rehold, done)),
-        Event::Discarded(done) => Some((Step::Discard, done)),
-        Event::Restored(done) => Some((Step::Restore, done)),
-        Event::Reverted(done) => Some((Step::Revert, done)),
-        Event::Requested { .. }
-        | Event::Superseded { .. }
-        | Event::Dispatched { .. }
-        | Event::Started { .. }
-        | Event::StepFailed { .. }
-        | Event::CancelRequested { .. }
-        | Event::Succeeded { .. }
-        | Event::Failed { .. }
-        | Event::RolledBack { .. }
-        | Event::Cancelled { .. }
-        | Event::Locked { .. }
-        | Event::Unlocked { .. }
-        | Event::InstanceStarted { .. }
-        | Event::InstanceExited { .. }
-        | Event::InstanceOomKilled { .. }
-        | Event::InstanceHealthChanged { .. }
-        | Event::Archived {}
-        | Event::Reopened {} => None,
     }
 }
 

@@ -167,7 +167,7 @@ impl Stage {
             | Event::Discarded(_)
             | Event::Restored(_)
             | Event::Reverted(_) => {
-                if let Some((step, done)) = fold::step(event) {
+                if let Some((step, done)) = event.step_done() {
                     self.on_its_way(done.deployment, |active| active.step = Some(step));
                 }
             }

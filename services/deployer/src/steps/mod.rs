@@ -138,18 +138,7 @@ pub(crate) async fn complete(node: &Arc<Node>, place: &Place) -> Result<(), Step
     if stage.node() != Some(&node.name) {
         return Ok(());
     }
-    let rollout = Rollout {
-        deployment: *deployment,
-        kind: Kind::Release,
-        spec: spec.clone(),
-        previous: None,
-        worker: None,
-        done: vec![],
-        instances: vec![],
-        failure: None,
-        troubles: vec![],
-        cancelled: false,
-    };
+    let rollout = Rollout::new(*deployment, Kind::Release, spec.clone(), None);
     let engine = sweep::while_kept(node, place, *deployment, Keep::Running);
     let job = Job { node: node.clone(), engine, place: place.clone(), rollout, fence: loaded.version, again: true };
     let standing = job.containers(*deployment).await?;

@@ -312,6 +312,44 @@ fn step_event(step: Step, done: StepDone, instances: Vec<Instance>) -> Event {
     }
 }
 
+impl Event {
+    /// The step that it reports as done: what [`step_event`] was given.
+    pub fn step_done(&self) -> Option<(Step, &StepDone)> {
+        match self {
+            Event::Pulled(done) => Some((Step::Pull, done)),
+            Event::Held(done) => Some((Step::Hold, done)),
+            Event::Created { step: done, .. } => Some((Step::Create, done)),
+            Event::Healthy(done) => Some((Step::AwaitHealthy, done)),
+            Event::Switched(done) => Some((Step::Switch, done)),
+            Event::Baked(done) => Some((Step::Bake, done)),
+            Event::Drained(done) => Some((Step::Drain, done)),
+            Event::Retired(done) => Some((Step::Retire, done)),
+            Event::Reheld(done) => Some((Step::Rehold, done)),
+            Event::Discarded(done) => Some((Step::Discard, done)),
+            Event::Restored(done) => Some((Step::Restore, done)),
+            Event::Reverted(done) => Some((Step::Revert, done)),
+            Event::Requested { .. }
+            | Event::Superseded { .. }
+            | Event::Dispatched { .. }
+            | Event::Started { .. }
+            | Event::StepFailed { .. }
+            | Event::CancelRequested { .. }
+            | Event::Succeeded { .. }
+            | Event::Failed { .. }
+            | Event::RolledBack { .. }
+            | Event::Cancelled { .. }
+            | Event::Locked { .. }
+            | Event::Unlocked { .. }
+            | Event::InstanceStarted { .. }
+            | Event::InstanceExited { .. }
+            | Event::InstanceOomKilled { .. }
+            | Event::InstanceHealthChanged { .. }
+            | Event::Archived {}
+            | Event::Reopened {} => None,
+        }
+    }
+}
+
 impl Stage {
     /// Whether this deployment was requested here, as far back as the stage remembers.
     pub fn knows(&self, deployment: DeploymentId) -> bool {

@@ -65,7 +65,8 @@ pub fn next_step(rollout: &Rollout) -> Option<Step> {
 }
 
 impl Rollout {
-    pub(super) fn new(deployment: DeploymentId, kind: Kind, spec: Spec, previous: Option<Release>) -> Self {
+    /// Of which nothing is done yet.
+    pub fn new(deployment: DeploymentId, kind: Kind, spec: Spec, previous: Option<Release>) -> Self {
         Self {
             deployment,
             kind,

@@ -71,8 +71,8 @@ fn stories(events: &[Recorded]) -> BTreeMap<DeploymentId, Story> {
             | E::Discarded(_)
             | E::Restored(_)
             | E::Reverted(_) => {
-                if let Some((deployment, step)) = step_done(event) {
-                    of(&deployment, &|story| story.steps.push(step));
+                if let Some((step, done)) = event.step_done() {
+                    of(&done.deployment, &|story| story.steps.push(step));
                 }
             }
             E::Locked { .. }
@@ -86,27 +86,6 @@ fn stories(events: &[Recorded]) -> BTreeMap<DeploymentId, Story> {
         }
     }
     stories
-}
-
-/// The step that `event` reports as done.
-fn step_done(event: &stage::Event) -> Option<(DeploymentId, Step)> {
-    use stage::Event as E;
-    let (done, step) = match event {
-        E::Pulled(done) => (done, Step::Pull),
-        E::Held(done) => (done, Step::Hold),
-        E::Created { step: done, .. } => (done, Step::Create),
-        E::Healthy(done) => (done, Step::AwaitHealthy),
-        E::Switched(done) => (done, Step::Switch),
-        E::Baked(done) => (done, Step::Bake),
-        E::Drained(done) => (done, Step::Drain),
-        E::Retired(done) => (done, Step::Retire),
-        E::Reheld(done) => (done, Step::Rehold),
-        E::Discarded(done) => (done, Step::Discard),
-        E::Restored(done) => (done, Step::Restore),
-        E::Reverted(done) => (done, Step::Revert),
-        _ => return None,
-    };
-    Some((done.deployment, step))
 }
 
 fn once(deployment: DeploymentId, story: &Story, verdict: &mut Verdict) {
