@@ -47,8 +47,8 @@ storm: sample-app ## Kill, hang and cut off everything under load (KILLS=50 SEED
 	cargo build --locked --release -p sluice -p storm
 	@$(if $(filter 0,$(shell id -u)),,sudo --preserve-env=KILLS,SEED,FAULTS,NATS_SERVER )$(TARGET)/release/storm $(TARGET)/release/sluice
 
-walk: tools sample-app ## Kill each part alone at every step of every deployment (TARGETS=deployer,all; writes target/report/walk.json)
-	WALK=alone WALK_TARGETS=$(TARGETS) cargo nextest run --locked --profile walk -p sluice --test walk
+walk: tools sample-app ## Kill each part at every step of every deployment (TARGETS=deployer,all; writes target/report/walk.json)
+	WALK=together WALK_TARGETS=$(TARGETS) cargo nextest run --locked --profile walk -p sluice --test walk
 
 check: with-services ## Formatting, lints, query snapshots, dependencies
 	@scripts/install build postgres checkers

@@ -87,7 +87,7 @@ pub(crate) async fn settle(
             // The release is completed again behind this.
             Err(EngineError::Refused { message, .. }) if steps::to_be_made_anew(&message) => {
                 tracing::warn!(container = container.name, message, "it cannot be started; making it anew");
-                engine.remove(&container.id).await?;
+                engine.give_up(&container.id).await?;
                 continue;
             }
             started => started?,

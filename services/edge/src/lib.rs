@@ -81,12 +81,9 @@ impl Config {
 /// Serves until SIGTERM or SIGINT, or until another process has taken over, on a runtime of its own.
 pub fn run(config: Config) -> anyhow::Result<()> {
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.threads)
-        .thread_name("edge")
-        .enable_all()
-        .build()
-        .context("starting the edge's threads")?;
+    // For what the edge does beside serving: requests have threads of their own.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the edge's runtime")?;
     let outcome = runtime.block_on(async {
         let stop = runtime::shutdown::token(false)?;
         match Predecessor::find().await? {

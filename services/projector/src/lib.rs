@@ -12,13 +12,18 @@ use domain::Recorded;
 use eventlog::EventLog;
 use futures::{Stream, StreamExt};
 use readmodel::{Checksum, PgPool, Writer};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Events applied in one transaction, at most: large enough to share its cost, small enough for a steady memory use.
 const BATCH: usize = 4000;
 /// Batches read while the database is busy with the one before.
 const AHEAD: usize = 2;
+/// After which a projector that has nothing to do looks whether its connection still stands.
+const IDLE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a rebuild tells how far it is.
@@ -78,7 +83,14 @@ async fn project(log: &EventLog, database: &PgPool, pause: &mut Duration) -> Sto
     tracing::info!(position, "feeding the read models");
     let mut batches = std::pin::pin!(read_ahead(log, position));
     loop {
-        match batches.next().await {
+        let Ok(batch) = timeout(IDLE, batches.next()).await else {
+            // A crash of the database may have taken the last commits along, and no event tells of it.
+            match writer.position().await {
+                Ok(_) => continue,
+                Err(error) => return Stop::Database(error),
+            }
+        };
+        match batch {
             Some(Ok(batch)) => {
                 if let Err(error) = writer.apply(&batch).await {
                     return Stop::Database(error);

@@ -270,3 +270,23 @@ async fn after_a_power_loss_of_both_servers_it_goes_on_where_the_database_stands
         running.stop().await;
     }
 }
+
+/// The projector's PostgreSQL commits before it syncs, so a crash takes commits along that the projector has seen done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_of_the_database_took_back_is_projected_again_though_nothing_happens() {
+    let nats = Nats::start().await.expect("nats-server starts");
+    let log = connect(&nats).await;
+    let disk = Arc::new(LossyDisk::mount(Names::Journaled).expect("mounts"));
+    let mut postgres = Postgres::start_on(&disk).await.expect("PostgreSQL starts");
+    let pool = prepared(postgres.url()).await;
+    let running = start(&log, &pool);
+    // What was not synced by chance is lost; that all of it was in every round is as good as impossible.
+    for _ in 0..4 {
+        happen(&log, 5).await;
+        caught_up(&log, &pool).await;
+        disk.power_loss(&postgres.processes(), Luck::None).expect("the power comes back");
+        postgres.restart().await.expect("PostgreSQL starts again");
+        caught_up(&log, &pool).await;
+    }
+    running.stop().await;
+}

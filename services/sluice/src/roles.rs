@@ -1,6 +1,7 @@
 //! One role as a process: its settings from the environment, its connections, its end.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -51,6 +52,8 @@ pub(crate) enum Projector {
 /// How long a role waits for NATS and PostgreSQL to answer when it starts.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(250);
+/// For an address that is in use.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn main(role: Role, globals: &Globals) -> ExitCode {
     let ended = match role {
@@ -243,12 +246,24 @@ pub(crate) fn edge_listen() -> Result<SocketAddr> {
     env::parse("EDGE_LISTEN", SocketAddr::from(([127, 0, 0, 1], 8080)))
 }
 
-/// An error that names the variable, before anything is started for nothing.
-pub(crate) fn require_free(variable: &str, address: SocketAddr) -> Result<()> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) => bail!(
-            "{variable}: cannot listen on {address}: {error}. Stop what holds it, or set {variable} to another address"
-        ),
+/// An error that names the variable, before anything is started for nothing. What a crashed `sluice up` left behind may
+/// still be ending: it is given a moment.
+pub(crate) async fn require_free(variable: &str, address: SocketAddr, shutdown: &CancellationToken) -> Result<()> {
+    let limit = Instant::now() + RELEASE_LIMIT;
+    let mut told = false;
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < limit => {
+                if !told {
+                    tracing::info!(%address, "in use; waiting up to {}s for it to be let go", RELEASE_LIMIT.as_secs());
+                }
+                told = true;
+            }
+            Err(error) => bail!(
+                "{variable}: cannot listen on {address}: {error}. Stop what holds it, or set {variable} to another address"
+            ),
+        }
+        pause(shutdown).await?;
     }
 }

@@ -107,8 +107,11 @@ async fn run() -> Result<bool> {
     for (name, measure) in MEASURES {
         if wanted.is_empty() || wanted.iter().any(|one| one == name) {
             bench.say(name);
-            let rows = measure(&bench).await.with_context(|| format!("measuring {name}"))?;
-            report.add(name, rows)?;
+            // A measure that fails keeps no other from being taken.
+            match measure(&bench).await {
+                Ok(rows) => report.add(name, rows)?,
+                Err(error) => report.failed(name, format!("{error:#}")),
+            }
             // What was measured is kept, should a later measure fail.
             report.write(Path::new(REPORT))?;
         }

@@ -23,6 +23,9 @@ pub(crate) struct Report {
 struct Measure {
     name: &'static str,
     rows: Vec<Row>,
+    /// Why there are no rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
 }
 
 impl Report {
@@ -32,12 +35,17 @@ impl Report {
 
     pub(crate) fn add(&mut self, name: &'static str, rows: Vec<Row>) -> Result<()> {
         let rows = rows.into_iter().map(|row| row.judge(self.rounds)).collect::<Result<_>>()?;
-        self.measures.push(Measure { name, rows });
+        self.measures.push(Measure { name, rows, failure: None });
         Ok(())
     }
 
+    pub(crate) fn failed(&mut self, name: &'static str, why: String) {
+        self.measures.push(Measure { name, rows: Vec::new(), failure: Some(why) });
+    }
+
+    /// Whether every measure was taken and every target reached.
     pub(crate) fn met(&self) -> bool {
-        self.rows().flat_map(|row| &row.verdicts).all(|verdict| verdict.met)
+        self.failures().next().is_none() && self.rows().flat_map(|row| &row.verdicts).all(|verdict| verdict.met)
     }
 
     /// Median (least to most) of each series; a ratio is the median of the ratios of each round.
@@ -74,7 +82,13 @@ impl Report {
                 met,
             ]);
         }
-        format!("{}, {} rounds, {}\n\n{table}", self.machine.line(), self.rounds, self.taken.format("%Y-%m-%d"))
+        let head = format!("{}, {} rounds, {}", self.machine.line(), self.rounds, self.taken.format("%Y-%m-%d"));
+        let failures: String = self.failures().map(|(name, why)| format!("\n{name} was not measured: {why}")).collect();
+        format!("{head}\n\n{table}{failures}")
+    }
+
+    fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.measures.iter().filter_map(|measure| Some((measure.name, measure.failure.as_deref()?)))
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {

@@ -133,15 +133,15 @@ impl EventLog {
         }
         let filter = key.filter();
         let mut cache = self.inner.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match cache.0.pop(&filter).map(Arc::downcast::<Loaded<A>>) {
+        let held = cache.0.pop(&filter).and_then(|held| held.downcast::<Loaded<A>>().ok());
+        if let Some(newer) = held.filter(|held| held.version > folded.version) {
             // Another task has read what we wrote.
-            Some(Ok(held)) if held.version > folded.version => folded = held,
+            folded = newer;
+        } else {
             // The cache has let go of it, so that as a rule nothing needs to be copied.
-            _ => {
-                let loaded = Arc::make_mut(&mut folded);
-                for (event, sequence) in events.iter().zip(sequence + 1 - events.len() as u64..) {
-                    loaded.evolve(event, sequence, context.command_id, context.command_hash.clone());
-                }
+            let loaded = Arc::make_mut(&mut folded);
+            for (event, sequence) in events.iter().zip(sequence + 1 - events.len() as u64..) {
+                loaded.evolve(event, sequence, context.command_id, context.command_hash.clone());
             }
         }
         cache.0.put(filter, folded);

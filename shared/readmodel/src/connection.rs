@@ -62,6 +62,8 @@ pub(crate) async fn dedicated(database: &PgPool) -> sqlx::Result<PgConnection> {
 pub async fn migrate(database: &PgPool) -> Result<(), Error> {
     let during = || Error::during("migrating the database");
     let mut connection = dedicated(database).await.map_err(during())?;
+    // Rows that a crash takes away are projected again; tables are made only here.
+    sqlx::raw_sql("set synchronous_commit = on").execute(&mut connection).await.map_err(during())?;
     sqlx::migrate!("../../migrations").run(&mut connection).await.map_err(|error| during()(error.into()))
 }
 

@@ -14,6 +14,8 @@ const WRITER: i64 = 0x51_0001;
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// A batch that takes longer never ends.
 const APPLY_DEADLINE: Duration = Duration::from_secs(120);
+/// One row for each read model, which nobody locks for longer.
+const POSITION_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The right to write, bound to the connection through which everything is written: whoever loses
 /// the connection loses the right in the same moment.
@@ -57,7 +59,8 @@ impl Writer {
 
     /// Where to read on: no read model lacks an event up to here.
     pub async fn position(&mut self) -> Result<u64, Error> {
-        position(&mut self.connection).await.map_err(Error::during("reading the checkpoints"))
+        let read = tokio::time::timeout(POSITION_DEADLINE, position(&mut self.connection));
+        read.await.map_err(late).flatten().map_err(Error::during("reading the checkpoints"))
     }
 
     /// Applies a batch to every read model that has not seen it yet: all of it, or, on an error, nothing.
@@ -70,9 +73,12 @@ impl Writer {
                 .await?;
             transaction.commit().await
         });
-        let late = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         applied.await.map_err(late).flatten().map_err(Error::during("applying events to the read models"))
     }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
 /// Gives every read model that has none a checkpoint.

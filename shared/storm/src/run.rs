@@ -1,7 +1,7 @@
 //! The storm itself, from the first start of every part to the report.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -32,14 +32,12 @@ use crate::{
     say,
     schedule::{Deploy, Entry, Fault, Part, Schedule},
     stages::{self, Image, STAGES},
-    verdict::{Made, Scene},
+    verdict::{DEPLOYMENT, Made, Scene, Sightings},
 };
 
 /// For everything to start, and to be well again after the last fault.
 const READY: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(100);
-const DEPLOYMENT: &str = "dev.sluice.deployment";
-const REPLICA: &str = "dev.sluice.replica";
 
 /// Whether everything that should be zero is.
 pub(crate) async fn storm(storm: &Storm, directory: &Path) -> Result<bool> {
@@ -243,39 +241,34 @@ fn words(fault: &Fault) -> String {
     }
 }
 
-/// Every container that was ever seen.
+/// Looks at the containers all the time.
 struct Notes {
-    made: Arc<Mutex<BTreeSet<Made>>>,
+    seen: Arc<Mutex<Sightings>>,
     looking: tokio::task::JoinHandle<()>,
 }
 
 impl Notes {
     fn start(docker: bollard::Docker) -> Notes {
-        let made = Arc::new(Mutex::new(BTreeSet::new()));
-        let notes = made.clone();
+        let seen = Arc::new(Mutex::new(Sightings::default()));
+        let notes = seen.clone();
         let looking = tokio::spawn(async move {
             loop {
                 let labels = HashMap::from([("label".to_owned(), vec![DEPLOYMENT.to_owned()])]);
                 let all = ListContainersOptions { all: true, filters: Some(labels), ..Default::default() };
                 // An engine that is away is asked again.
-                for container in docker.list_containers(Some(all)).await.unwrap_or_default() {
-                    let labels = container.labels.unwrap_or_default();
-                    let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
-                    if let (Ok(deployment), Ok(replica)) = (label(DEPLOYMENT).parse(), label(REPLICA).parse()) {
-                        let container = container.id.unwrap_or_default();
-                        let made = Made { deployment, replica, container };
-                        notes.lock().unwrap_or_else(PoisonError::into_inner).insert(made);
-                    }
+                if let Ok(containers) = docker.list_containers(Some(all)).await {
+                    notes.lock().unwrap_or_else(PoisonError::into_inner).note(containers);
                 }
                 sleep(LOOK * 2).await;
             }
         });
-        Notes { made, looking }
+        Notes { seen, looking }
     }
 
+    /// The engine is killed in any storm that lasts.
     fn end(self) -> Vec<Made> {
         self.looking.abort();
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).made(true)
     }
 }
 

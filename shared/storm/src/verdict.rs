@@ -7,12 +7,14 @@ mod evidence;
 mod gather;
 mod history;
 mod present;
+mod sightings;
 #[cfg(test)]
 mod tests;
 
 pub use evidence::{Accepted, Asked, Container, Deployed, Evidence, Made, Network, key};
-pub use gather::{Scene, View};
+pub use gather::{DEPLOYMENT, Scene, View};
 use serde::{Deserialize, Serialize};
+pub use sightings::Sightings;
 
 /// The counts of what went wrong, and a sentence for each. All zero is as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,8 @@ mod images;
 mod networks;
 
 use std::{
+    collections::HashSet,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -87,6 +89,8 @@ struct Shared {
     /// The engine takes a second network of the same name without complaint.
     networks: Arc<tokio::sync::Mutex<()>>,
     promised: networks::Promised,
+    /// Addresses of containers that the engine forgot: their processes may still answer there.
+    haunted: Mutex<HashSet<Ipv4Addr>>,
 }
 
 #[derive(Clone)]
@@ -107,6 +111,7 @@ impl Engine {
             version: Mutex::default(),
             networks: Arc::default(),
             promised: Arc::default(),
+            haunted: Mutex::default(),
         };
         Self { shared: Arc::new(shared), changes: TaskTracker::new(), guard: None }
     }

@@ -16,7 +16,7 @@ use bollard::{
 };
 use uuid::Uuid;
 
-use super::{Engine, EngineError, Result, none_if_used};
+use super::{Engine, EngineError, Result, none_if_missing, none_if_used};
 
 /// Says that the subnet was named when the network was made.
 const SUBNET: &str = "dev.sluice.subnet";
@@ -75,11 +75,11 @@ impl Engine {
             drop(one_at_a_time);
             made
         });
-        Ok(described(made.await?).unwrap_or_else(|| Network {
-            id: name.to_owned(),
-            name: name.to_owned(),
-            subnet: None,
-        }))
+        described(made.await?).ok_or_else(|| EngineError::Refused {
+            operation: format!("creating network {name}"),
+            status: 0,
+            message: "the engine does not describe the network that it made".into(),
+        })
     }
 
     async fn network(&self, name: &str) -> Result<Option<Network>> {
@@ -120,6 +120,7 @@ impl Engine {
         let _one_at_a_time = self.shared.networks.lock().await;
         // Before the list: what is promised no more by then is on it.
         let mut taken = Taken { firmly: self.promised().clone(), loosely: HashSet::new() };
+        taken.firmly.extend(self.haunted().iter());
         self.list_addresses(network, &mut taken).await?;
         let promise = |name: &String| {
             let ip = subnet.choose(name, &taken).ok_or_else(|| EngineError::Refused {
@@ -134,6 +135,23 @@ impl Engine {
             Ok(Some(Address { ip, promised: self.shared.promised.clone() }))
         };
         names.iter().map(promise).collect()
+    }
+
+    /// Removes a container that the engine cannot start since its runtime holds the process of an earlier start, which
+    /// the engine no longer knows and does not end. Nobody else is given its address.
+    pub(crate) async fn give_up(&self, container: &str) -> Result<()> {
+        let id = container.to_owned();
+        let found = self
+            .call(format!("inspecting container {container}"), self.limits().quick, |docker| async move {
+                docker.inspect_container(&id, None).await
+            })
+            .await;
+        let settings = none_if_missing(found)?.and_then(|found| found.network_settings);
+        for endpoint in settings.and_then(|settings| settings.networks).unwrap_or_default().into_values() {
+            let told = endpoint.ipam_config.and_then(|ipam| ipam.ipv4_address);
+            self.haunted().extend(told.and_then(|ip| ip.parse::<Ipv4Addr>().ok()));
+        }
+        self.remove(container).await
     }
 
     async fn list_addresses(&self, network: &Network, taken: &mut Taken) -> Result<()> {
@@ -158,6 +176,10 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    fn haunted(&self) -> std::sync::MutexGuard<'_, HashSet<Ipv4Addr>> {
+        self.shared.haunted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn promised(&self) -> std::sync::MutexGuard<'_, HashSet<Ipv4Addr>> {

@@ -110,7 +110,7 @@ async fn start(job: &Job, name: &str) -> Result<(), StepError> {
         }
         // It cannot run as it is.
         Err(EngineError::Refused { message, .. }) if to_be_made_anew(&message) => {
-            job.engine.remove(name).await?;
+            job.engine.give_up(name).await?;
             Err(StepError::Transient(failure::start(name, &message)))
         }
         Err(EngineError::Refused { message, .. }) => Err(failure::start(name, &message).into()),
@@ -122,6 +122,7 @@ async fn start(job: &Job, name: &str) -> Result<(), StepError> {
 pub(crate) fn to_be_made_anew(message: &str) -> bool {
     // Killed while it started this one, the engine does not know that the runtime holds it.
     message.contains("already exists")
+        || message.contains("id already in use")
         // Another has its address: it stood still when all others were taken.
         || message.to_lowercase().contains("address already in use")
 }

@@ -50,10 +50,10 @@ async fn start(
     children: &mut Vec<Supervised>,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    roles::require_free("API_LISTEN", roles::api_listen()?)?;
+    roles::require_free("API_LISTEN", roles::api_listen()?, shutdown).await?;
     let program = std::env::current_exe().context("finding the sluice binary")?;
     if !supervise::survived(&role_spec("edge", &program, &[], data)?) {
-        roles::require_free("EDGE_LISTEN", roles::edge_listen()?)?;
+        roles::require_free("EDGE_LISTEN", roles::edge_listen()?, shutdown).await?;
     }
     let nats_url = match runtime::env::optional("NATS_URL") {
         Some(url) => url,

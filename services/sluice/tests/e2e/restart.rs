@@ -1,5 +1,7 @@
 //! Ending, beginning again, and crashing in between.
 
+use std::cell::Cell;
+
 use testkit::{Load, SampleImage};
 
 use crate::harness::Sluice;
@@ -47,10 +49,40 @@ async fn a_crash_of_everything_but_the_edge_fails_no_request_and_a_rebuild_gives
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(90), served).await.expect("version 2 takes over");
+    // Again, and started at once, while what was left behind is still ending.
+    sluice.kill_supervisor().await;
+    sluice.start().await;
     load.more(50).await;
     let report = load.stop().await;
     assert_eq!(report.failed, 0, "{:?}", report.failures);
     let live = sluice.json(&["projector", "checksum"]).await;
     sluice.run(&["projector", "rebuild"]).await;
     assert_eq!(sluice.json(&["projector", "checksum"]).await, live);
+}
+
+#[tokio::test]
+async fn an_edge_that_is_replaced_over_and_over_misses_no_switch_and_fails_no_request() {
+    let sluice = Sluice::up().await;
+    sluice.apply(STAGE).await;
+    let first = sluice.push(SampleImage::new("1"), "v1").await;
+    let second = sluice.push(SampleImage::new("2"), "v2").await;
+    sluice.run(&["deploy", "shop", "dev", &first, "--follow"]).await;
+    let load = Load::new(&sluice.edge, "shop.test").connections(4).rate(100).start();
+    for (version, image) in [("2", &second), ("1", &first), ("2", &second)] {
+        let deployed = Cell::new(false);
+        let deploying = async {
+            sluice.run(&["deploy", "shop", "dev", image, "--follow"]).await;
+            deployed.set(true);
+        };
+        let upgrading = async {
+            while !deployed.get() {
+                sluice.run(&["edge", "upgrade"]).await;
+            }
+        };
+        tokio::join!(deploying, upgrading);
+        assert!(sluice.get("shop.test", "/").await.1.contains(version), "version {version} serves");
+    }
+    load.more(50).await;
+    let report = load.stop().await;
+    assert_eq!(report.failed, 0, "{:?}", report.failures);
 }

@@ -105,13 +105,15 @@ impl Place {
         self.expected.iter().filter(|name| !self.struck.contains(*name)).map(String::as_str).collect()
     }
 
-    /// The undisturbed deployment has ended: what happened to it is what will be struck.
-    pub(crate) fn learn(&mut self) {
+    /// The undisturbed deployment has ended: what happened to it is what will be struck, `each` time one of so many.
+    pub(crate) fn learn(&mut self, each: usize) {
+        let mut moments = Vec::new();
         for (name, _) in &self.recent {
-            if !self.expected.contains(name) {
-                self.expected.push(name.clone());
+            if !moments.contains(name) {
+                moments.push(name.clone());
             }
         }
+        self.expected = moments.into_iter().step_by(each).collect();
     }
 }
 
@@ -129,7 +131,7 @@ fn a_kill_counts_for_the_newest_moment_and_what_came_just_before() {
         tell(&mut place, name, 100 * at as u64);
     }
     assert_eq!(place.outcome.as_deref(), Some("succeeded"));
-    place.learn();
+    place.learn(1);
     place.rest();
     assert_eq!(place.wants(), None, "nothing is on its way");
     tell(&mut place, "requested", 1000);

@@ -16,7 +16,7 @@ use crate::lane::PROJECT;
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(40);
 /// For an answer that is one, whatever is killed meanwhile.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]

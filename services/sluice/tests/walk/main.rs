@@ -6,9 +6,10 @@
 //! that the engine does to a container in between. Then the deployments are repeated, with `kill -9` at each of those
 //! moments; and each time the [verdict](storm::verdict) is asked for.
 //!
-//! By default all stages walk at the same time and a deployment suffers a kill at each of its steps in turn. With
-//! `WALK=alone` (`make walk`) each deployment suffers only one, and nothing else happens beside it; that takes long.
-//! `WALK_TARGETS=deployer,all` walks with these only.
+//! By default the ways are shared out among the parts, so that each way is walked and each part is killed; a deployment
+//! suffers a kill at each of its steps in turn. With `WALK=together` (`make walk`) every part is killed on every way; with
+//! `WALK=alone` each deployment suffers only one kill, and nothing else happens beside it. `WALK_TARGETS=deployer,all`
+//! walks with these only.
 #![expect(clippy::print_stdout, reason = "what was struck is worth reading")]
 
 mod board;
@@ -21,6 +22,7 @@ mod walk;
 use std::{fs, path::Path};
 
 use futures::future::join_all;
+use lane::Lane;
 use walk::{Outcome, Spread};
 
 use crate::strike::Target;
@@ -28,25 +30,31 @@ use crate::strike::Target;
 /// The roles that decide and do, and the database.
 #[tokio::test]
 async fn deployments_come_to_one_good_end_whenever_a_role_is_killed() {
-    killing([Target::Deployer, Target::Projector, Target::Api, Target::Postgres]).await;
+    killing(&ROLES).await;
 }
 
 /// What the roles rest on, and everything at once.
 #[tokio::test]
 async fn deployments_come_to_one_good_end_whenever_what_carries_them_is_killed() {
-    killing([Target::Edge, Target::Nats, Target::Dockerd, Target::All]).await;
+    killing(&CARRIERS).await;
 }
 
+const ROLES: [Target; 4] = [Target::Deployer, Target::Projector, Target::Api, Target::Postgres];
+const CARRIERS: [Target; 4] = [Target::Edge, Target::Nats, Target::Dockerd, Target::All];
+
 /// Most of it is waiting, so several installations walk at the same time.
-async fn killing(targets: [Target; 4]) {
+async fn killing(targets: &[Target]) {
     let spread = match runtime::env::optional("WALK").as_deref() {
-        None => Spread::Together,
+        None => Spread::Brief,
+        Some("together") => Spread::Together,
         Some("alone") => Spread::Alone,
-        Some(other) => panic!("WALK is `alone` or nothing, not {other}"),
+        Some(other) => panic!("WALK is `together`, `alone` or nothing, not {other}"),
     };
     let wanted = runtime::env::optional("WALK_TARGETS");
-    let wanted = |target: &Target| wanted.as_ref().is_none_or(|list| list.split(',').any(|name| name == target.name()));
-    let walks = targets.into_iter().filter(wanted).map(|target| Box::pin(walk::walk(target, spread)));
+    let wanted =
+        |target: &&Target| wanted.as_ref().is_none_or(|list| list.split(',').any(|name| name == target.name()));
+    let walks =
+        targets.iter().filter(wanted).map(|target| Box::pin(walk::walk(*target, lanes(*target, spread), spread)));
     let mut wrong = Vec::new();
     for ended in join_all(walks).await {
         match ended {
@@ -59,6 +67,13 @@ async fn killing(targets: [Target; 4]) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The ways that are walked with `target`: all of them, or its share.
+fn lanes(target: Target, spread: Spread) -> Vec<Lane> {
+    let all = [ROLES, CARRIERS].concat();
+    let share = |(number, _): &(usize, Lane)| spread != Spread::Brief || all[number % all.len()] == target;
+    lane::all().into_iter().enumerate().filter(share).map(|(_, lane)| lane).collect()
 }
 
 fn say(outcome: &Outcome) -> String {

@@ -1,7 +1,7 @@
 //! What happens to deployments, as it happens: every event in the log, and what the engine does between two of them.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use bollard::{
 use domain::DeploymentId;
 use eventlog::EventLog;
 use futures::StreamExt;
-use storm::verdict::Made;
+use storm::verdict::Sightings;
 use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
 
 /// Between two tries to reach an engine that is away.
@@ -36,8 +36,7 @@ pub(crate) enum What {
     Container(String),
 }
 
-/// Every container that was seen to exist.
-pub(crate) type Seen = Arc<Mutex<BTreeSet<Made>>>;
+pub(crate) type Seen = Arc<Mutex<Sightings>>;
 
 /// Watches both until the returned tasks are dropped.
 pub(crate) fn watch(log: EventLog, engine: bollard::Docker, to: UnboundedSender<Moment>) -> (JoinSet<()>, Seen) {
@@ -73,36 +72,32 @@ async fn containers(engine: bollard::Docker, installation: String, seen: Seen, t
         ]);
         let mut events = engine.events(Some(EventsOptionsBuilder::default().filters(&filters).build()));
         // What was made while the engine or its events were away.
-        let all = ListContainersOptions {
-            all: true,
-            filters: Some(HashMap::from([("label".to_owned(), label.clone())])),
-            ..Default::default()
-        };
-        if let Ok(containers) = engine.list_containers(Some(all)).await {
-            for container in containers {
-                note(&seen, &container.labels.unwrap_or_default(), container.id);
-            }
-        }
+        look(&engine, &label, &seen).await;
         while let Some(Ok(event)) = events.next().await {
-            if let Some(moment) = moment(&seen, event) {
+            let made = event.action.as_deref() == Some("create");
+            if let Some(moment) = moment(event) {
                 let _ = to.send(moment);
+            }
+            if made {
+                look(&engine, &label, &seen).await;
             }
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-fn moment(seen: &Seen, event: EventMessage) -> Option<Moment> {
-    let actor = event.actor?;
-    let labels = actor.attributes?;
-    let deployment = note(seen, &labels, actor.id)?;
-    let stage = labels.get("dev.sluice.stage")?.clone();
-    Some(Moment { stage, deployment, what: What::Container(event.action?), at: Instant::now() })
+/// Takes note of the containers that are there now. An engine that is away is asked again later.
+async fn look(engine: &bollard::Docker, label: &[String], seen: &Seen) {
+    let filters = HashMap::from([("label".to_owned(), label.to_vec())]);
+    let all = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+    if let Ok(containers) = engine.list_containers(Some(all)).await {
+        seen.lock().unwrap_or_else(PoisonError::into_inner).note(containers);
+    }
 }
 
-fn note(seen: &Seen, labels: &HashMap<String, String>, id: Option<String>) -> Option<DeploymentId> {
+fn moment(event: EventMessage) -> Option<Moment> {
+    let labels = event.actor?.attributes?;
     let deployment = labels.get("dev.sluice.deployment")?.parse().ok()?;
-    let replica = labels.get("dev.sluice.replica")?.parse().ok()?;
-    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(Made { deployment, replica, container: id? });
-    Some(deployment)
+    let stage = labels.get("dev.sluice.stage")?.clone();
+    Some(Moment { stage, deployment, what: What::Container(event.action?), at: Instant::now() })
 }

@@ -49,6 +49,12 @@ impl Target {
         matches!(self, Target::Dockerd | Target::All)
     }
 
+    /// How long it lives at least between two kills. One that lives shorter is taken by its supervisor for one that dies
+    /// of its start, and waits ever longer; and an engine that starts has all containers to stop and to start first.
+    pub(crate) fn life(self) -> Duration {
+        if self.stops_containers() { Duration::from_secs(10) } else { Duration::from_millis(1100) }
+    }
+
     /// Kills it with SIGKILL, and returns once it has been started again; whether it works by then is its own affair.
     pub(crate) async fn strike(self, sluice: &mut Sluice, docker: &mut Docker) -> Result<()> {
         match self {

@@ -30,13 +30,17 @@ use crate::{
 /// For all deployments of a round to end, killed again and again.
 const ROUND: Duration = Duration::from_secs(400);
 /// A step is over quickly beside a part that takes a second to come back: it may take some rounds to meet each.
-const MOST_ROUNDS: usize = 25;
+const MOST_ROUNDS: usize = 60;
+/// For a moment that was not struck at once, since the part had not lived long enough.
+const LOOK: Duration = Duration::from_millis(50);
 /// A moment that should be struck alone and was missed is tried again.
 const TRIES: usize = 4;
 
 /// How the kills are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spread {
+    /// As [`Spread::Together`], on a few of the lanes; where a kill costs most time, only at every third moment.
+    Brief,
     /// A deployment suffers one at each of its steps, and all lanes walk at the same time.
     Together,
     /// Each deployment suffers one kill, and walks alone.
@@ -74,20 +78,24 @@ struct Walk {
     _watching: JoinSet<()>,
     places: Vec<Place>,
     round: usize,
+    /// The last time that the target was started again.
+    back: Instant,
     outcome: Outcome,
 }
 
-pub(crate) async fn walk(target: Target, spread: Spread) -> Result<Outcome> {
+pub(crate) async fn walk(target: Target, lanes: Vec<Lane>, spread: Spread) -> Result<Outcome> {
     let began = Instant::now();
-    let mut walk =
-        Walk::begin(target, spread).await.with_context(|| format!("preparing the walk of {}", target.name()))?;
+    let mut walk = Walk::begin(target, &lanes, spread)
+        .await
+        .with_context(|| format!("preparing the walk of {}", target.name()))?;
     let loads: Vec<Running> = walk.places.iter().map(|place| load(&walk.sluice, place.lane)).collect();
     let all: Vec<usize> = (0..walk.places.len()).collect();
     // Undisturbed, to learn what there is to strike.
     walk.round(&all).await?;
-    walk.places.iter_mut().for_each(Place::learn);
+    let each = if spread == Spread::Brief && target.stops_containers() { 3 } else { 1 };
+    walk.places.iter_mut().for_each(|place| place.learn(each));
     match spread {
-        Spread::Together => walk.together().await?,
+        Spread::Brief | Spread::Together => walk.together().await?,
         Spread::Alone => walk.alone().await?,
     }
     for (place, load) in walk.places.iter().zip(loads) {
@@ -143,7 +151,7 @@ fn keep_logs(sluice: &Sluice, target: Target) {
 }
 
 impl Walk {
-    async fn begin(target: Target, spread: Spread) -> Result<Walk> {
+    async fn begin(target: Target, lanes: &[Lane], spread: Spread) -> Result<Walk> {
         let docker = Docker::start_private().await?;
         let registry = Registry::start().await?;
         let images = [
@@ -162,8 +170,7 @@ impl Walk {
         sluice.set("DEPLOYER_CONCURRENCY", "16");
         sluice.start().await?;
         let client = Client::new(&sluice)?;
-        let lanes = lane::all();
-        sluice.apply(&lane::project(&lanes, true)).await?;
+        sluice.apply(&lane::project(lanes, true)).await?;
         let (to, moments) = unbounded_channel();
         let (watching, seen) = moments::watch(log(&sluice).await?, docker.client().clone(), to);
         let outcome = Outcome {
@@ -191,10 +198,11 @@ impl Walk {
             _watching: watching,
             places,
             round: 0,
+            back: Instant::now(),
             outcome,
         };
         walk.first().await?;
-        walk.sluice.apply(&lane::project(&lanes, false)).await?;
+        walk.sluice.apply(&lane::project(lanes, false)).await?;
         Ok(walk)
     }
 
@@ -275,16 +283,18 @@ impl Walk {
             tokio::select! {
                 Some(asked) = asking.join_next(), if !asking.is_empty() => asked.context("a request panicked")??,
                 settled = async { settling.as_mut().expect("asked before").await }, if settling.is_some() => {
-                    settled.context("looking panicked")??;
+                    settled.context("looking panicked").flatten().with_context(|| self.told("it does not come to rest"))?;
                     break;
                 }
                 Some(moment) = self.moments.recv() => {
                     self.absorb(moment, tag.is_none(), &mut asking, &mut spoiling)?;
-                    if self.strike().await? && let Some(settling) = settling.take() {
-                        settling.abort();
-                    }
                 }
-                () = sleep(Duration::from_secs(1)) => {}
+                () = sleep(LOOK) => {}
+            }
+            if self.strike().await?
+                && let Some(settling) = settling.take()
+            {
+                settling.abort();
             }
         }
         for at in places {
@@ -333,7 +343,7 @@ impl Walk {
 
     /// Kills, if there is a deployment at a moment that was not struck yet.
     async fn strike(&mut self) -> Result<bool> {
-        if !self.places.iter().any(|place| place.wants().is_some()) {
+        if self.back.elapsed() < self.target.life() || !self.places.iter().any(|place| place.wants().is_some()) {
             return Ok(false);
         }
         let when = Instant::now();
@@ -341,6 +351,7 @@ impl Walk {
         self.outcome.kills += 1;
         let struck = self.target.strike(&mut self.sluice, &mut self.docker).await;
         struck.with_context(|| self.told("it does not come back"))?;
+        self.back = Instant::now();
         Ok(true)
     }
 
@@ -357,7 +368,7 @@ impl Walk {
     }
 
     fn made(&self) -> Vec<storm::verdict::Made> {
-        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).made(self.target.stops_containers())
     }
 
     fn told(&self, what: &str) -> String {

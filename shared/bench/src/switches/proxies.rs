@@ -26,7 +26,7 @@ use crate::{
 };
 
 const READY: Duration = Duration::from_secs(20);
-const CADDY_TRIES: usize = 100;
+const CADDY_TRIES: usize = 500;
 pub(super) const VERSIONS: [&str; 2] = ["a", "b"];
 /// Ours first.
 pub(super) const NAMES: [&str; 4] = ["Sluice", "HAProxy (runtime socket)", "nginx (reload)", "Caddy (PATCH)"];

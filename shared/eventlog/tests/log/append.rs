@@ -59,6 +59,30 @@ async fn each_of_many_at_once_is_decided_exactly_once() {
     assert_eq!(first.last_sequence().await.expect("answers"), 41);
 }
 
+/// A log decides on what it remembers of an aggregate, which another may have changed since.
+#[tokio::test]
+async fn what_another_did_meanwhile_is_looked_at_before_a_command_is_refused_or_found_needless() {
+    let (nats, log) = start().await;
+    let other = connect(&nats).await;
+    let key = host("stale.test");
+    log.execute(&key, claim("/", "dev"), &context()).await.expect("claimed");
+    other.execute(&key, release("/", "dev"), &context()).await.expect("released");
+
+    let allowed = log.execute(&key, claim("/", "prod"), &context()).await.expect("free again, whatever is remembered");
+    assert_eq!((allowed.sequence, allowed.events.len()), (3, 1));
+
+    other.execute(&key, release("/", "prod"), &context()).await.expect("released");
+    let needed = log.execute(&key, claim("/", "prod"), &context()).await.expect("free again");
+    assert_eq!((needed.sequence, needed.events.len()), (5, 1), "remembered as claimed already");
+
+    other.execute(&key, release("/", "prod"), &context()).await.expect("released");
+    other.execute(&key, claim("/", "dev"), &context()).await.expect("claimed");
+    let needless = log.execute(&key, release("/", "prod"), &context()).await.expect("there is nothing to release");
+    assert_eq!(needless.events.len(), 0, "remembered as claimed by prod, which it no longer is");
+    let refused = log.execute(&key, claim("/", "prod"), &context()).await;
+    assert!(matches!(refused, Err(ExecuteError::Rejected(route::Rejection::Taken { .. }))), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_repeated_command_is_answered_with_its_first_outcome() {
     let (nats, log) = start().await;

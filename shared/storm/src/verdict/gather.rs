@@ -38,8 +38,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const INSTALLATION: &str = "dev.sluice.installation";
 const PROJECT: &str = "dev.sluice.project";
 const STAGE: &str = "dev.sluice.stage";
-const DEPLOYMENT: &str = "dev.sluice.deployment";
-const REPLICA: &str = "dev.sluice.replica";
+/// The label that names the deployment that a container belongs to.
+pub const DEPLOYMENT: &str = "dev.sluice.deployment";
+pub(super) const REPLICA: &str = "dev.sluice.replica";
 
 /// An installation with its engine, after the storm.
 pub struct Scene<'a> {
