@@ -29,8 +29,9 @@ use super::{
 
 /// For what was accepted to come to its end, with all the pauses and deadlines of those that work on it.
 const QUIET: Duration = Duration::from_secs(180);
-/// From the last outcome until everything is tidied up.
-const SETTLED: Duration = Duration::from_secs(45);
+/// From the last outcome until everything is tidied up: what an engine that was killed left behind is put right by the
+/// next sweep, a minute later at most, and a call that hangs in it is given up after another.
+const SETTLED: Duration = Duration::from_secs(150);
 /// For one answer of any part.
 const ANSWER: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(200);
