@@ -45,15 +45,28 @@ struct Seen {
 pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
     let library = Library::find()?;
     let mut seen: Vec<(&'static str, Vec<Seen>)> = Vec::new();
+    let mut failed: Vec<(&'static str, String)> = Vec::new();
     let mut upgrades = Vec::new();
     for round in 1..=bench.rounds {
         bench.say(&format!("switches, round {round} of {}", bench.rounds));
         let upstreams = Upstreams::start().await?;
         // One after the other: what a proxy leaves running must not slow down the next.
         for (index, name) in proxies::NAMES.iter().enumerate() {
+            if failed.iter().any(|(peer, _)| peer == name) {
+                continue;
+            }
             let what = || format!("switching {name}");
             let mut proxy = Proxy::start(index, bench, &library, &upstreams).await.with_context(what)?;
-            let run = loaded(&library, proxy.port(), switch(&mut proxy, &upstreams)).await.with_context(what)?;
+            let run = match loaded(&library, proxy.port(), switch(&mut proxy, &upstreams)).await.with_context(what) {
+                Ok(run) => run,
+                // A peer that cannot be switched under this load is told, and left out.
+                Err(error) if index > 0 => {
+                    bench.say(&format!("  {error:#}"));
+                    failed.push((name, format!("{error:#}")));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             bench.say(&format!(
                 "  {name}: {:.0} failed, {:.0} cut, {:.0} requests/s",
                 run.failed, run.cut, run.per_second
@@ -76,7 +89,9 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
     let row = |name: &str, unit, of: fn(&Seen) -> f64| {
         let ours = seen.first().map(|(_, rounds)| series(rounds, of)).unwrap_or_default();
         let row = Row::new(format!("edge: {name}, {SWITCHES} switches under load"), unit).ours(ours);
-        seen.iter().skip(1).fold(row, |row, (name, rounds)| row.peer(name, series(rounds, of)))
+        let complete = seen.iter().skip(1).filter(|(name, _)| failed.iter().all(|(peer, _)| peer != name));
+        let row = complete.fold(row, |row, (name, rounds)| row.peer(name, series(rounds, of)));
+        failed.iter().fold(row, |row, (_, why)| row.note(format!("left out: {why}")))
     };
     let load = format!(
         "wrk, {KEPT} connections kept alive and {SINGLE} with a connection for each request; {WEBSOCKETS} websockets and \

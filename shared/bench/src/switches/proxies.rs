@@ -26,7 +26,7 @@ use crate::{
 };
 
 const READY: Duration = Duration::from_secs(20);
-const CADDY_TRIES: usize = 500;
+const CADDY_TRIES: usize = 100;
 pub(super) const VERSIONS: [&str; 2] = ["a", "b"];
 /// Ours first.
 pub(super) const NAMES: [&str; 4] = ["Sluice", "HAProxy (runtime socket)", "nginx (reload)", "Caddy (PATCH)"];
@@ -137,14 +137,18 @@ impl Proxy {
             Proxy::Caddy { object, client, .. } => {
                 let body = json!({ "@id": "app", "dial": format!("127.0.0.1:{to}") });
                 // It may restart its admin interface under the request of the change before.
+                let mut last = None;
                 for _ in 0..CADDY_TRIES {
-                    if let Ok(answer) = client.patch(&*object).json(&body).send().await {
-                        ensure!(answer.status().is_success(), "Caddy answered {}", answer.status());
-                        return Ok(());
+                    match client.patch(&*object).json(&body).send().await {
+                        Ok(answer) => {
+                            ensure!(answer.status().is_success(), "Caddy answered {}", answer.status());
+                            return Ok(());
+                        }
+                        Err(error) => last = Some(error),
                     }
                     sleep(Duration::from_millis(20)).await;
                 }
-                bail!("Caddy did not answer a change in {CADDY_TRIES} tries")
+                bail!("Caddy did not answer a change in {CADDY_TRIES} tries: {last:?}")
             }
         }
     }
