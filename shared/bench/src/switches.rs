@@ -71,7 +71,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
                 "  {name}: {:.0} failed, {:.0} cut, {:.0} requests/s",
                 run.failed, run.cut, run.per_second
             ));
-            match seen.get_mut(index) {
+            match seen.iter_mut().find(|(peer, _)| peer == name) {
                 Some((_, rounds)) => rounds.push(run),
                 None => seen.push((name, vec![run])),
             }
