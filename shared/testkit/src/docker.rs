@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, geteuid, test_kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -264,10 +264,36 @@ impl Drop for Daemon {
             Ok(())
         });
         self.server = None;
+        end_forgotten(self.directory.path());
         for mount in mounts_below(self.directory.path()) {
             let _ = Command::new("umount").arg("--lazy").arg(mount).output();
         }
     }
+}
+
+/// Ends containers that the daemon no longer knew: one that is killed while it starts a container may not find it again.
+/// Whatever keeps such a container names a file in `directory` on its command line.
+fn end_forgotten(directory: &Path) {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes.map(|entry| entry.path()) {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let Some(keeper) = number(&process) else { continue };
+        if !String::from_utf8_lossy(&line).contains(&*directory.to_string_lossy()) {
+            continue;
+        }
+        let children = format!("task/{}/children", keeper.as_raw_pid());
+        let children = std::fs::read_to_string(process.join(children)).unwrap_or_default();
+        let contained = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        for pid in contained.chain([keeper]) {
+            // One that has ended since needs none.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Of a directory in /proc that is a process's.
+fn number(process: &Path) -> Option<Pid> {
+    Pid::from_raw(process.file_name()?.to_str()?.parse().ok()?)
 }
 
 /// Deepest first.
