@@ -100,7 +100,7 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
     }
     let scene = Scene { sluice: &sluice, engine: docker.client(), private: true };
     let accepted = caller.noted().accepted.clone();
-    let verdict = match scene.verdict(accepted, made.end()).await {
+    let verdict = match scene.verdict(accepted, made.end(schedule.kills_the_engine())).await {
         Ok(verdict) => verdict,
         Err(error) => {
             troubles.push(format!("no verdict: {error:#}"));
@@ -265,10 +265,9 @@ impl Notes {
         Notes { seen, looking }
     }
 
-    /// The engine is killed in any storm that lasts.
-    fn end(self) -> Vec<Made> {
+    fn end(self, engine_killed: bool) -> Vec<Made> {
         self.looking.abort();
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).made(true)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).made(engine_killed)
     }
 }
 

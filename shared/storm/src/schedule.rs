@@ -218,6 +218,12 @@ impl Schedule {
         let end = faults.iter().map(|entry| entry.at_ms + entry.what.lasts()).max().unwrap_or_default();
         Schedule { faults, deployments: deployments(&mut Random::new(seed, 2), end) }
     }
+
+    pub fn kills_the_engine(&self) -> bool {
+        let kill =
+            |entry: &Entry<Fault>| matches!(entry.what, Fault::Kill { part: Part::Engine, .. } | Fault::KillAll { .. });
+        self.faults.iter().any(kill)
+    }
 }
 
 fn faults(random: &mut Random, kills: usize, kinds: &[Kind]) -> Vec<Entry<Fault>> {

@@ -38,10 +38,10 @@ impl Sightings {
         }
     }
 
-    /// What should be one container a replica. Where the `engine` was killed, it may have lost one that has to be made
+    /// What should be one container a replica. Where the engine was killed, it may have lost one that has to be made
     /// anew: then only two at the same time are too many.
-    pub fn made(&self, engine: bool) -> Vec<Made> {
-        let made = if engine { &self.together } else { &self.ever };
+    pub fn made(&self, engine_killed: bool) -> Vec<Made> {
+        let made = if engine_killed { &self.together } else { &self.ever };
         made.iter().cloned().collect()
     }
 }
