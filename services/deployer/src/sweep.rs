@@ -12,7 +12,7 @@ use futures::FutureExt;
 
 use crate::{
     Node, Place,
-    docker::{Container, Engine, EngineError},
+    docker::{Container, Engine, EngineError, Hindrance},
     failure::{self, Problem, StepError},
     steps::{self, ORPHAN_GRACE, remove_all, stop_all},
 };
@@ -83,14 +83,13 @@ pub(crate) async fn settle(
     for container in &start {
         tracing::info!(container = container.name, "starting a container of the current release");
         let engine = while_kept(node, place, container.labels.deployment, Keep::Running);
-        match engine.start(&container.id).await {
+        if let Err(error) = engine.start(&container.id).await {
+            let EngineError::Refused { message, .. } = &error else { return Err(error.into()) };
+            let Some(hindrance) = Hindrance::of(message) else { return Err(error.into()) };
+            tracing::warn!(container = container.name, message, "it cannot be started; making it anew");
             // The release is completed again behind this.
-            Err(EngineError::Refused { message, .. }) if steps::to_be_made_anew(&message) => {
-                tracing::warn!(container = container.name, message, "it cannot be started; making it anew");
-                engine.give_up(&container.id).await?;
-                continue;
-            }
-            started => started?,
+            engine.give_up(&container.id, hindrance).await?;
+            continue;
         }
         engine.set_restart(&container.id, true).await?;
     }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 use crate::{Aggregate, Key, project, registry, route, stage};
@@ -89,16 +89,17 @@ pub struct Recorded {
 }
 
 #[derive(Serialize)]
-struct Wire<E> {
-    specversion: String,
+struct Wire<'a> {
+    specversion: &'static str,
     id: Uuid,
-    source: String,
+    source: &'static str,
     subject: String,
-    datacontenttype: String,
+    datacontenttype: &'static str,
     #[serde(flatten)]
-    context: Context,
-    #[serde(flatten)]
-    event: E,
+    context: &'a Context,
+    r#type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
 }
 
 /// The same as it comes back. What the event's type defines stays text until the type is known: a replay reads
@@ -133,14 +134,17 @@ pub enum DecodeError {
 
 /// The subject under which `event` of the aggregate `key` is stored.
 pub fn subject<A: Aggregate>(key: &Key<A>, event: &A::Event) -> Result<String, serde_json::Error> {
-    let name = stored_name(event)?;
+    Ok(subject_of(key, event, &Named::of(event)?.r#type))
+}
+
+fn subject_of<A: Aggregate>(key: &Key<A>, event: &A::Event, name: &str) -> String {
     // The version is part of the type, not of the subject: subscribers to a topic keep it.
-    let topic = name.rsplit_once(".v").map_or(name.as_str(), |(topic, _)| topic);
+    let topic = name.rsplit_once(".v").map_or(name, |(topic, _)| topic);
     let prefix = key.prefix();
-    Ok(match A::subject_suffix(event) {
+    match A::subject_suffix(event) {
         Some(suffix) => format!("{prefix}.{topic}.{suffix}"),
         None => format!("{prefix}.{topic}"),
-    })
+    }
 }
 
 /// The stored form of `event`: subject and body.
@@ -150,18 +154,19 @@ pub fn encode<A: Aggregate>(
     id: Uuid,
     context: &Context,
 ) -> Result<(String, Vec<u8>), serde_json::Error> {
-    let subject = subject(key, event)?;
-    let mut body = serde_json::to_value(Wire {
-        specversion: "1.0".into(),
+    let Named { r#type, data } = Named::of(event)?;
+    let subject = subject_of(key, event, &r#type);
+    let body = serde_json::to_vec(&Wire {
+        specversion: "1.0",
         id,
-        source: "/sluice".into(),
+        source: "/sluice",
         subject: format!("{}.{}", A::NAME, key.as_str()),
-        datacontenttype: "application/json".into(),
-        context: context.clone(),
-        event,
+        datacontenttype: "application/json",
+        context,
+        r#type: format!("dev.sluice.{}.{}", A::NAME, r#type),
+        data,
     })?;
-    body["type"] = format!("dev.sluice.{}.{}", A::NAME, stored_name(event)?).into();
-    Ok((subject, serde_json::to_vec(&body)?))
+    Ok((subject, body))
 }
 
 /// Reads a stored event back. `sequence` is its position in EVENTS.
@@ -228,14 +233,17 @@ struct Tagged<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// The serde name of the event's variant: every aggregate's `Event` is adjacently tagged by `type`.
-fn stored_name<E: Serialize>(event: &E) -> Result<String, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Tagged {
-        r#type: String,
+/// An event beside the serde name of its variant: every aggregate's `Event` is adjacently tagged by `type`.
+#[derive(Deserialize)]
+struct Named {
+    r#type: String,
+    data: Option<Value>,
+}
+
+impl Named {
+    fn of<E: Serialize>(event: &E) -> Result<Self, serde_json::Error> {
+        serde_json::from_value(serde_json::to_value(event)?)
     }
-    let tagged = serde_json::to_value(event)?;
-    Ok(Tagged::deserialize(&tagged)?.r#type)
 }
 
 impl Recorded {

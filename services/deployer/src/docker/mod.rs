@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use containers::Container;
 pub(crate) use images::LocalImage;
-pub(crate) use networks::{Address, Network};
+pub(crate) use networks::{Address, Hindrance, Network};
 
 use crate::Deadlines;
 

@@ -6,20 +6,26 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bollard::{
     models::{Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
     query_parameters as query,
 };
+use futures::future::join_all;
+use tokio::{net::TcpStream, time::timeout};
 use uuid::Uuid;
 
 use super::{Engine, EngineError, Result, none_if_missing, none_if_used};
 
 /// Says that the subnet was named when the network was made.
 const SUBNET: &str = "dev.sluice.subnet";
+/// A port at which hardly anybody listens.
+const DISCARD: u16 = 9;
 
 /// A network that containers are made on.
 #[derive(Debug, Clone)]
@@ -59,6 +65,28 @@ struct Taken {
     firmly: HashSet<Ipv4Addr>,
     /// By one that stands still. It would have to be made anew should another have its address when it is to run.
     loosely: HashSet<Ipv4Addr>,
+}
+
+/// What keeps the engine from starting a container, but not from starting another in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hindrance {
+    /// The runtime holds the process of an earlier start. The engine was killed in it: it does not know that process,
+    /// and does not end it.
+    Forgotten,
+    /// It stood still when all other addresses were taken.
+    AddressTaken,
+}
+
+impl Hindrance {
+    /// `message` is what the engine said as it refused.
+    pub(crate) fn of(message: &str) -> Option<Self> {
+        if message.contains("already exists") || message.contains("id already in use") {
+            return Some(Self::Forgotten);
+        }
+        // A port that something else on the host listens at would be taken for another container as well.
+        let taken = message.to_lowercase().contains("address already in use") && !message.contains("bind:");
+        taken.then_some(Self::AddressTaken)
+    }
 }
 
 impl Engine {
@@ -118,28 +146,60 @@ impl Engine {
             return Ok(vec![]);
         }
         let _one_at_a_time = self.shared.networks.lock().await;
+        if let Some(promised) = self.promise(network, subnet, names).await? {
+            return Ok(promised);
+        }
+        self.release_haunted().await;
+        self.promise(network, subnet, names).await?.ok_or_else(|| EngineError::Refused {
+            operation: format!("choosing an address on network {}", network.name),
+            status: 0,
+            message:
+                "all of them are taken: archive stages of the project, or remove other containers from its network"
+                    .into(),
+        })
+    }
+
+    /// None where there are too few.
+    async fn promise(
+        &self,
+        network: &Network,
+        subnet: Subnet,
+        names: &[String],
+    ) -> Result<Option<Vec<Option<Address>>>> {
         // Before the list: what is promised no more by then is on it.
         let mut taken = Taken { firmly: self.promised().clone(), loosely: HashSet::new() };
         taken.firmly.extend(self.haunted().iter());
         self.list_addresses(network, &mut taken).await?;
         let promise = |name: &String| {
-            let ip = subnet.choose(name, &taken).ok_or_else(|| EngineError::Refused {
-                operation: format!("choosing an address on network {}", network.name),
-                status: 0,
-                message:
-                    "all of them are taken: archive stages of the project, or remove other containers from its network"
-                        .into(),
-            })?;
+            let ip = subnet.choose(name, &taken)?;
             taken.firmly.insert(ip);
             self.promised().insert(ip);
-            Ok(Some(Address { ip, promised: self.shared.promised.clone() }))
+            Some(Some(Address { ip, promised: self.shared.promised.clone() }))
         };
-        names.iter().map(promise).collect()
+        Ok(names.iter().map(promise).collect())
     }
 
-    /// Removes a container that the engine cannot start since its runtime holds the process of an earlier start, which
-    /// the engine no longer knows and does not end. Nobody else is given its address.
-    pub(crate) async fn give_up(&self, container: &str) -> Result<()> {
+    /// Lets go of the addresses of forgotten processes that have none any more: an engine that starts takes down what
+    /// its former self had half built.
+    async fn release_haunted(&self) {
+        let haunted = self.haunted().clone();
+        let looks = haunted.into_iter().map(async |ip| deserted(ip).await.then_some(ip));
+        for ip in join_all(looks).await.into_iter().flatten() {
+            self.haunted().remove(&ip);
+        }
+    }
+
+    /// Removes a container that cannot be started, so that another can be made in its place.
+    pub(crate) async fn give_up(&self, container: &str, hindrance: Hindrance) -> Result<()> {
+        match hindrance {
+            // It may still answer at its address: nobody else is given that as long as it does.
+            Hindrance::Forgotten => self.haunt(container).await?,
+            Hindrance::AddressTaken => {}
+        }
+        self.remove(container).await
+    }
+
+    async fn haunt(&self, container: &str) -> Result<()> {
         let id = container.to_owned();
         let found = self
             .call(format!("inspecting container {container}"), self.limits().quick, |docker| async move {
@@ -151,7 +211,7 @@ impl Engine {
             let told = endpoint.ipam_config.and_then(|ipam| ipam.ipv4_address);
             self.haunted().extend(told.and_then(|ip| ip.parse::<Ipv4Addr>().ok()));
         }
-        self.remove(container).await
+        Ok(())
     }
 
     async fn list_addresses(&self, network: &Network, taken: &mut Taken) -> Result<()> {
@@ -185,6 +245,13 @@ impl Engine {
     fn promised(&self) -> std::sync::MutexGuard<'_, HashSet<Ipv4Addr>> {
         self.shared.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the network knows nobody at `ip`. It asks for the owner three times, a second apart; who is there refuses or
+/// takes a connection at once. Where this process cannot reach the network, nothing is known.
+async fn deserted(ip: Ipv4Addr) -> bool {
+    let connected = timeout(Duration::from_secs(5), TcpStream::connect((ip, DISCARD))).await;
+    matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::HostUnreachable)
 }
 
 /// The engine knows best which subnet is free: it chooses one for a network that is removed again, and the real one is
@@ -280,5 +347,24 @@ mod tests {
         }
         taken.firmly.insert(ip(6));
         assert_eq!(subnet().choose("a", &taken), Some(ip(5)));
+    }
+
+    #[tokio::test]
+    async fn an_address_whose_owner_answers_is_not_deserted() {
+        assert!(!deserted(Ipv4Addr::LOCALHOST).await);
+    }
+
+    #[test]
+    fn only_a_refusal_that_another_container_would_escape_is_a_hindrance() {
+        let said = [
+            ("OCI runtime create failed: container with id exists: file already exists", Some(Hindrance::Forgotten)),
+            ("OCI runtime create failed: container with given ID: id already in use", Some(Hindrance::Forgotten)),
+            ("Address already in use", Some(Hindrance::AddressTaken)),
+            ("error starting userland proxy: listen tcp4 0.0.0.0:80: bind: address already in use", None),
+            ("exec: \"/app\": stat /app: no such file or directory", None),
+        ];
+        for (message, hindrance) in said {
+            assert_eq!(Hindrance::of(message), hindrance, "{message}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Job, pull};
 use crate::{
-    docker::{Address, EngineError, LocalImage, Network},
+    docker::{Address, EngineError, Hindrance, LocalImage, Network},
     failure::{self, Problem, StepError},
     health,
     labels::{Labels, Owner, container_name},
@@ -108,23 +108,15 @@ async fn start(job: &Job, name: &str) -> Result<(), StepError> {
         Err(EngineError::Refused { message, status: 404, .. }) => {
             Err(StepError::Transient(failure::start(name, &message)))
         }
-        // It cannot run as it is.
-        Err(EngineError::Refused { message, .. }) if to_be_made_anew(&message) => {
-            job.engine.give_up(name).await?;
-            Err(StepError::Transient(failure::start(name, &message)))
-        }
-        Err(EngineError::Refused { message, .. }) => Err(failure::start(name, &message).into()),
+        Err(EngineError::Refused { message, .. }) => match Hindrance::of(&message) {
+            Some(hindrance) => {
+                job.engine.give_up(name, hindrance).await?;
+                Err(StepError::Transient(failure::start(name, &message)))
+            }
+            None => Err(failure::start(name, &message).into()),
+        },
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether an engine that refused to start a container would start another in its place.
-pub(crate) fn to_be_made_anew(message: &str) -> bool {
-    // Killed while it started this one, the engine does not know that the runtime holds it.
-    message.contains("already exists")
-        || message.contains("id already in use")
-        // Another has its address: it stood still when all others were taken.
-        || message.to_lowercase().contains("address already in use")
 }
 
 /// The port that answers: the declared one, else the only one that the image exposes. None where the

@@ -14,7 +14,6 @@ use domain::{
 };
 use eventlog::{LogLine, LogRef, LogStream};
 
-pub(crate) use create::to_be_made_anew;
 #[cfg(test)]
 pub(crate) use retire::needed_images;
 pub(crate) use retire::{ORPHAN_GRACE, remove_all, stop_all, tidy};

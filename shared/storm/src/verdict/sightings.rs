@@ -45,3 +45,47 @@ impl Sightings {
         made.iter().cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEPLOYED: &str = "0190b5a0-0000-7000-8000-000000000001";
+
+    fn container(id: &str, replica: u16) -> ContainerSummary {
+        let labels = [(DEPLOYMENT, DEPLOYED.to_owned()), (REPLICA, replica.to_string())];
+        ContainerSummary {
+            id: Some(id.to_owned()),
+            labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+            ..ContainerSummary::default()
+        }
+    }
+
+    fn ids(made: Vec<Made>) -> Vec<String> {
+        made.into_iter().map(|made| made.container).collect()
+    }
+
+    #[test]
+    fn one_after_another_is_too_many_only_where_the_engine_was_not_killed() {
+        let mut seen = Sightings::default();
+        seen.note(vec![container("first", 0), container("other", 1)]);
+        seen.note(vec![container("second", 0), container("other", 1)]);
+        assert_eq!(ids(seen.made(false)), ["first", "second", "other"]);
+        assert_eq!(ids(seen.made(true)), [""; 0]);
+    }
+
+    #[test]
+    fn two_at_the_same_time_are_always_too_many() {
+        let mut seen = Sightings::default();
+        seen.note(vec![container("first", 0), container("second", 0), container("other", 1)]);
+        seen.note(vec![container("second", 0)]);
+        assert_eq!(ids(seen.made(true)), ["first", "second"]);
+    }
+
+    #[test]
+    fn containers_of_others_are_not_counted() {
+        let mut seen = Sightings::default();
+        seen.note(vec![ContainerSummary { id: Some("foreign".into()), ..ContainerSummary::default() }]);
+        assert_eq!(ids(seen.made(false)), [""; 0]);
+    }
+}
