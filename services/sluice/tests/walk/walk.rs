@@ -29,8 +29,6 @@ use crate::{
 
 /// For all deployments of a round to end, killed again and again.
 const ROUND: Duration = Duration::from_secs(400);
-/// A step is over quickly beside a part that takes a second to come back: it may take some rounds to meet each.
-const MOST_ROUNDS: usize = 60;
 /// For a moment that was not struck at once, since the part had not lived long enough.
 const LOOK: Duration = Duration::from_millis(50);
 /// A moment that should be struck alone and was missed is tried again.
@@ -41,7 +39,8 @@ const TRIES: usize = 4;
 pub(crate) enum Spread {
     /// As [`Spread::Together`], on a few of the lanes; where a kill costs most time, only at every third moment.
     Brief,
-    /// A deployment suffers one at each of its steps, and all lanes walk at the same time.
+    /// A deployment suffers one at each of its steps, and all lanes walk at the same time. What is missed in this crowd
+    /// is struck alone.
     Together,
     /// Each deployment suffers one kill, and walks alone.
     Alone,
@@ -94,10 +93,10 @@ pub(crate) async fn walk(target: Target, lanes: Vec<Lane>, spread: Spread) -> Re
     walk.round(&all).await?;
     let each = if spread == Spread::Brief && target.stops_containers() { 3 } else { 1 };
     walk.places.iter_mut().for_each(|place| place.learn(each));
-    match spread {
-        Spread::Brief | Spread::Together => walk.together().await?,
-        Spread::Alone => walk.alone().await?,
+    if spread != Spread::Alone {
+        walk.together().await?;
     }
+    walk.alone().await?;
     for (place, load) in walk.places.iter().zip(loads) {
         // The last verdict has asked, so every load has been served since.
         let answers = load.stop().await;
@@ -215,21 +214,31 @@ impl Walk {
         Ok(())
     }
 
+    /// Until a round strikes nothing new.
     async fn together(&mut self) -> Result<()> {
-        for _ in 0..MOST_ROUNDS {
+        let struck = |walk: &Self| walk.places.iter().map(|place| place.struck.len()).sum::<usize>();
+        loop {
             let open: Vec<usize> = (0..self.places.len()).filter(|at| !self.places[*at].left().is_empty()).collect();
+            let before = struck(self);
             if open.is_empty() || !self.outcome.verdict.is_clean() {
-                break;
+                return Ok(());
             }
             self.round(&open).await?;
+            if struck(self) == before {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
+    /// Whatever was not struck yet, each in a deployment that nothing else happens to.
     async fn alone(&mut self) -> Result<()> {
         for at in 0..self.places.len() {
-            for moment in self.places[at].expected.clone() {
+            let left: Vec<String> = self.places[at].left().into_iter().map(str::to_owned).collect();
+            for moment in left {
                 for _ in 0..TRIES {
+                    if !self.outcome.verdict.is_clean() {
+                        return Ok(());
+                    }
                     // Only this one is left to be struck.
                     let all: Vec<String> = self.places[at].expected.clone();
                     let struck = self.places[at].struck.clone();
