@@ -1,10 +1,11 @@
-//! Who may do what: the one choke point.
+//! Who may do what: the one choke point. Asks the event log about every request: a token that was revoked is good for
+//! nothing from then on.
 //!
 //! A route exists only through [`Routes::add`], which takes what it asks for. The guard lets a
 //! request through to a route that it finds in that table and to nothing else, so what declares no
 //! permission cannot be reached.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Router,
@@ -12,6 +13,8 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use domain::{Key, Role, TokenId};
+use eventlog::EventLog;
 use http::{HeaderMap, Method, StatusCode, header};
 use sha2::{Digest, Sha256};
 use utoipa::openapi::{
@@ -27,33 +30,14 @@ use crate::{Api, problem::Error};
 pub(crate) const BASE: &str = "/api/v1";
 /// Name of the bearer scheme in the OpenAPI document.
 pub(crate) const SCHEME: &str = "bearer";
-
-/// What a caller may do; each includes the ones before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Permission {
-    /// Read everything.
-    Viewer,
-    /// Deploy, cancel, lock.
-    Operator,
-    /// Declare and archive projects, keep registry credentials.
-    Admin,
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        })
-    }
-}
+/// What every API token begins with, so that scanners for lost secrets know one when they see it.
+const PREFIX: &str = "sluice_";
 
 /// What a route asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Public,
-    Needs(Permission),
+    Needs(Role),
 }
 
 /// Who asks: found by the guard, read by handlers from the request's extensions.
@@ -61,7 +45,7 @@ pub(crate) enum Access {
 pub(crate) struct Principal {
     /// The actor of events.
     pub(crate) name: Arc<str>,
-    permission: Permission,
+    pub(crate) role: Role,
 }
 
 /// The administrator's token, as a digest: all that is needed to recognise it.
@@ -73,10 +57,9 @@ impl Token {
         Self(Sha256::digest(secret).into())
     }
 
-    /// Takes the same time wherever the two differ; digests hide their length as well.
+    /// Digests hide where the two differ, and their length.
     fn matches(&self, presented: &str) -> bool {
-        let presented: [u8; 32] = Sha256::digest(presented).into();
-        std::hint::black_box(self.0.iter().zip(presented).fold(0, |differs, (a, b)| differs | (a ^ b))) == 0
+        same(&self.0, &Sha256::digest(presented))
     }
 
     /// A digest of `parts` that nobody without the token can compute or guess from: it may stand in
@@ -88,7 +71,7 @@ impl Token {
             inner.update(part);
         }
         let outer = Sha256::new().chain_update(self.0).chain_update(inner.finalize()).finalize();
-        outer.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&outer)
     }
 }
 
@@ -119,7 +102,7 @@ impl Routes {
 
     /// The guarded router.
     pub(crate) fn router(self, api: Api) -> Router {
-        let guard = Guard { token: api.token.clone(), access: Arc::new(self.access) };
+        let guard = Guard { token: api.token.clone(), log: api.log.clone(), access: Arc::new(self.access) };
         let (router, _) = OpenApiRouter::default().nest(BASE, self.router).split_for_parts();
         router
             .fallback(|| async { Error::NoSuchPath })
@@ -136,21 +119,40 @@ impl Routes {
 #[derive(Clone)]
 struct Guard {
     token: Token,
+    log: EventLog,
     access: Arc<BTreeMap<String, Access>>,
 }
 
 impl Guard {
-    fn access(&self, path: &str, method: &Method) -> Option<Access> {
-        // GET routes answer HEAD too.
-        let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-        self.access.get(&format!("{method} {path}")).copied()
+    /// None for whom nobody knows. An error means that nobody can say.
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Option<Principal>, Error> {
+        let Some(presented) = bearer(headers) else { return Ok(None) };
+        if self.token.matches(presented) {
+            return Ok(Some(Principal { name: "admin".into(), role: Role::Admin }));
+        }
+        let Some(id) = token_id(presented) else { return Ok(None) };
+        let token = self.log.fold(&Key::<domain::token::Token>::token(id)).await?;
+        let Some(holder) = token.state.valid() else { return Ok(None) };
+        let Some(digest) = self.log.vault().get(&holder.secret).await? else { return Ok(None) };
+        let good = same(digest.expose(), &Sha256::digest(presented));
+        Ok(good.then(|| Principal { name: holder.name.as_str().into(), role: holder.role }))
     }
+}
+
+fn access(table: &BTreeMap<String, Access>, path: &str, method: &Method) -> Option<Access> {
+    // GET routes answer HEAD too.
+    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
+    table.get(&format!("{method} {path}")).copied()
 }
 
 async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let access = path.and_then(|path| guard.access(path, request.method()));
-    let caller = authenticate(&guard.token, request.headers());
+    let access = path.and_then(|path| access(&guard.access, path, request.method()));
+    let caller = match (access, guard.authenticate(request.headers()).await) {
+        (_, Ok(caller)) => caller,
+        (Some(Access::Public), Err(_)) => None,
+        (Some(Access::Needs(_)) | None, Err(error)) => return error.into_response(),
+    };
     if let Err(refused) = admit(access, path.is_some(), caller.as_ref()) {
         return refused.into_response();
     }
@@ -166,20 +168,42 @@ fn admit(access: Option<Access>, known_path: bool, caller: Option<&Principal>) -
     match (access, caller) {
         (Some(Access::Public), _) => Ok(()),
         (Some(Access::Needs(_)) | None, None) => Err(Error::Unauthorized),
-        (Some(Access::Needs(permission)), Some(caller)) if caller.permission < permission => {
-            Err(Error::Forbidden(permission))
-        }
+        (Some(Access::Needs(role)), Some(caller)) if caller.role < role => Err(Error::Forbidden(role)),
         (Some(Access::Needs(_)), Some(_)) => Ok(()),
         (None, Some(_)) if known_path => Err(Error::MethodNotAllowed),
         (None, Some(_)) => Err(Error::NoSuchPath),
     }
 }
 
-fn authenticate(token: &Token, headers: &HeaderMap) -> Option<Principal> {
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, presented) = value.split_once(' ')?;
-    let good = scheme.eq_ignore_ascii_case("bearer") && token.matches(presented.trim());
-    good.then(|| Principal { name: "admin".into(), permission: Permission::Admin })
+    scheme.eq_ignore_ascii_case("bearer").then(|| presented.trim())
+}
+
+/// A new API token for the holder that `id` names. 256 random bits stand behind the id.
+pub(crate) fn new_token(id: TokenId) -> String {
+    let secret: [u8; 32] = rand::random();
+    format!("{PREFIX}{}_{}", id.0.simple(), hex(&secret))
+}
+
+/// What of a token is kept.
+pub(crate) fn digest(token: &str) -> Vec<u8> {
+    Sha256::digest(token).to_vec()
+}
+
+fn token_id(presented: &str) -> Option<TokenId> {
+    let (id, _) = presented.strip_prefix(PREFIX)?.split_once('_')?;
+    id.parse().ok()
+}
+
+/// Takes the same time wherever the two differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b))) == 0
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
@@ -201,8 +225,8 @@ fn document(operation: &mut Operation, access: Access) {
     operation.responses.responses.insert("default".into(), RefOr::T(problem.build()));
     let (security, sentence) = match access {
         Access::Public => (SecurityRequirement::default(), "Public.".to_owned()),
-        Access::Needs(permission) => {
-            (SecurityRequirement::new(SCHEME, Vec::<String>::new()), format!("Needs the permission `{permission}`."))
+        Access::Needs(role) => {
+            (SecurityRequirement::new(SCHEME, Vec::<String>::new()), format!("Needs the role `{role}`."))
         }
     };
     operation.security = Some(vec![security]);
@@ -235,13 +259,24 @@ mod tests {
         let with = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, value.parse().expect("a header"));
-            authenticate(&token, &headers).is_some()
+            bearer(&headers).is_some_and(|presented| token.matches(presented))
         };
         assert!(with("Bearer secret") && with("bearer secret"));
         for bad in ["secret", "Bearer", "Bearer ", "Bearer secre", "Bearer secrets", "Basic secret", "Bearer SECRET"] {
             assert!(!with(bad), "{bad:?} passed");
         }
-        assert!(authenticate(&token, &HeaderMap::new()).is_none());
+        assert!(bearer(&HeaderMap::new()).is_none());
+    }
+
+    #[test]
+    fn a_token_names_its_holder() {
+        let id = TokenId(uuid::Uuid::from_u128(7));
+        let (one, other) = (new_token(id), new_token(id));
+        assert_eq!((token_id(&one), token_id(&other)), (Some(id), Some(id)));
+        assert!(one != other && !same(&digest(&one), &digest(&other)));
+        for bad in ["", "sluice_", "sluice__", "sluice_x_y", &one[PREFIX.len()..]] {
+            assert_eq!(token_id(bad), None, "{bad:?}");
+        }
     }
 
     #[test]
@@ -255,15 +290,15 @@ mod tests {
     #[test]
     fn what_no_route_declares_is_let_through_to_nobody() {
         let routes = crate::routes::all();
-        let guard = Guard { token: Token::new("secret"), access: Arc::new(routes.access) };
-        assert_eq!(guard.access("/api/v1/projects", &Method::HEAD), Some(Access::Needs(Permission::Viewer)));
-        assert_eq!(guard.access("/api/v1/projects", &Method::PATCH), None);
-        assert_eq!(guard.access("/api/v1/other", &Method::GET), None);
+        let to = |path, method| access(&routes.access, path, &method);
+        assert_eq!(to("/api/v1/projects", Method::HEAD), Some(Access::Needs(Role::Viewer)));
+        assert_eq!(to("/api/v1/projects", Method::PATCH), None);
+        assert_eq!(to("/api/v1/other", Method::GET), None);
     }
 
     #[test]
     fn a_caller_gets_as_far_as_its_permission() {
-        use Permission::{Admin, Operator, Viewer};
+        use Role::{Admin, Operator, Viewer};
         for (has, needs, good) in [
             (Viewer, Viewer, true),
             (Viewer, Operator, false),
@@ -273,7 +308,7 @@ mod tests {
             (Operator, Admin, false),
             (Admin, Admin, true),
         ] {
-            let caller = Principal { name: "somebody".into(), permission: has };
+            let caller = Principal { name: "somebody".into(), role: has };
             let admitted = admit(Some(Access::Needs(needs)), true, Some(&caller));
             assert_eq!(admitted.is_ok(), good, "{has} at {needs}");
             assert!(matches!(admit(Some(Access::Needs(needs)), true, None), Err(Error::Unauthorized)));

@@ -4,7 +4,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
-use domain::{Context, settings::FieldError};
+use domain::{Context, Role, settings::FieldError};
 use futures::StreamExt;
 use http::{HeaderMap, header, request::Parts};
 use serde::{
@@ -47,10 +47,11 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Query<T> {
     }
 }
 
-/// What a caller wants done: the body, and the context its events will carry.
+/// What a caller wants done: the body, the context its events will carry, and what the caller may do.
 pub(crate) struct Asked<T> {
     pub(crate) body: T,
     pub(crate) context: Context,
+    pub(crate) role: Role,
 }
 
 impl<T: DeserializeOwned> FromRequest<Api> for Asked<T> {
@@ -62,7 +63,7 @@ impl<T: DeserializeOwned> FromRequest<Api> for Asked<T> {
         let bytes = read(body).await?;
         let mut context = idempotency::context(&parts, caller, &api.token, &bytes)?;
         context.request_id = parts.extensions.get::<RequestId>().map(|id| id.0.to_string());
-        Ok(Self { body: parse(&parts.headers, &bytes)?, context })
+        Ok(Self { body: parse(&parts.headers, &bytes)?, context, role: caller.role })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing is stored for it. The command's id follows from the key, ids made by the command follow
 //! from its id, and the log refuses to carry out one command twice.
 
-use domain::{Context, DeploymentId};
+use domain::Context;
 use http::request::Parts;
 use uuid::{Uuid, uuid};
 
@@ -32,9 +32,9 @@ pub(crate) fn context(parts: &Parts, caller: &Principal, token: &Token, body: &[
     Ok(context)
 }
 
-/// The deployment that a command makes for `what`: the same one however often the command comes.
-pub(crate) fn deployment(context: &Context, what: &str) -> DeploymentId {
-    DeploymentId(Uuid::new_v5(&context.command_id, what.as_bytes()))
+/// The id that a command gives to `what`: the same one however often the command comes.
+pub(crate) fn id(context: &Context, what: &str) -> Uuid {
+    Uuid::new_v5(&context.command_id, what.as_bytes())
 }
 
 fn key(parts: &Parts) -> Result<Option<&str>, Error> {

@@ -6,21 +6,20 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use domain::{image, node::ResolveError, project, registry, route, settings::FieldError, stage};
+use domain::{Role, image, node::ResolveError, project, registry, route, settings::FieldError, stage, token};
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
+use readmodel::promotions::Status;
 use serde::Serialize;
 use utoipa::ToSchema;
-
-use crate::auth::Permission;
 
 /// Why a request was not answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("this needs a valid bearer token")]
     Unauthorized,
-    #[error("this needs the permission `{0}`")]
-    Forbidden(Permission),
+    #[error("this needs the role `{0}`")]
+    Forbidden(Role),
     #[error("there is nothing at this address")]
     NoSuchPath,
     #[error("this address does not take this method")]
@@ -42,6 +41,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Rejection),
     #[error(transparent)]
+    Token(#[from] token::Rejection),
+    #[error(transparent)]
     Image(#[from] image::WithinError),
     #[error(transparent)]
     Resolve(ResolveError),
@@ -53,6 +54,8 @@ pub(crate) enum Error {
     Conflict,
     #[error(transparent)]
     NotYetVisible(#[from] readmodel::NotYet),
+    #[error("only what was accepted has a proof: this promotion is {}", promotion_status(*.status))]
+    NoProof { status: Status },
     #[error("the live stream has stopped")]
     StreamStopped,
     #[error("the request took too long")]
@@ -150,8 +153,11 @@ impl Error {
                 vec![FieldError { field: format!("stages.{stage}.route"), problem: format!("{host}: {rejection}") }]
             }
             Self::Image(error) => vec![FieldError { field: "image".into(), problem: error.to_string() }],
-            Self::Stage(stage::Rejection::BadLock) => {
+            Self::Stage(stage::Rejection::BadLock | stage::Rejection::NoReason) => {
                 vec![FieldError { field: "reason".into(), problem: "must be 1 to 500 characters".into() }]
+            }
+            Self::Token(token::Rejection::Reserved) => {
+                vec![FieldError { field: "name".into(), problem: self.to_string() }]
             }
             Self::Registry(registry::Rejection::BadHost(_)) => {
                 vec![FieldError { field: "host".into(), problem: self.to_string() }]
@@ -191,6 +197,8 @@ impl Error {
                 project::Rejection::Unknown => (S::NOT_FOUND, "project_not_found", ""),
                 project::Rejection::Archived => (S::CONFLICT, "project_archived", ""),
                 project::Rejection::UnknownStage => (S::NOT_FOUND, "stage_not_found", ""),
+                project::Rejection::NoSource => (S::CONFLICT, "no_source", ""),
+                project::Rejection::StillPromotedFrom { .. } => (S::CONFLICT, "still_promoted_from", ""),
                 project::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
             Self::Stage(rejection) => match rejection {
@@ -203,6 +211,17 @@ impl Error {
                 stage::Rejection::NotLocked => (S::CONFLICT, "not_locked", ""),
                 stage::Rejection::OthersLock { .. } => (S::CONFLICT, "lock_of_another", ""),
                 stage::Rejection::BadLock => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                stage::Rejection::PromotionOnly { .. } => (S::CONFLICT, "promotion_only", ""),
+                stage::Rejection::PromotionWaits(_) => (S::CONFLICT, "promotion_waits", ""),
+                stage::Rejection::UnknownPromotion => (S::NOT_FOUND, "promotion_not_found", ""),
+                stage::Rejection::Decided(_) => (S::CONFLICT, "promotion_decided", ""),
+                stage::Rejection::OwnPromotion => (S::FORBIDDEN, "own_promotion", ""),
+                stage::Rejection::ApprovalDoesNotCount { .. } => (S::FORBIDDEN, "approval_does_not_count", ""),
+                stage::Rejection::NoReason => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                stage::Rejection::NotOnHold => (S::CONFLICT, "not_on_hold", ""),
+                stage::Rejection::NoEarlierRelease => (S::CONFLICT, "no_earlier_release", ""),
+                stage::Rejection::AlreadyCurrent => (S::CONFLICT, "already_current", ""),
+                stage::Rejection::ReleaseForgotten => (S::NOT_FOUND, "release_forgotten", ""),
                 // Only workers send what these answer.
                 stage::Rejection::Fenced { .. } => (S::CONFLICT, "fenced", ""),
                 stage::Rejection::OutOfStep { .. } => (S::CONFLICT, "out_of_step", ""),
@@ -215,6 +234,10 @@ impl Error {
                     (S::UNPROCESSABLE_ENTITY, "invalid", "")
                 }
                 registry::Rejection::NoCredentials => (S::NOT_FOUND, "no_credentials", ""),
+            },
+            Self::Token(rejection) => match rejection {
+                token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
             },
             Self::Image(error) => match error {
                 image::WithinError::Bad(_) => (S::UNPROCESSABLE_ENTITY, "bad_image", ""),
@@ -242,6 +265,7 @@ impl Error {
                 "not_yet_visible",
                 "try again; GET /api/v1/health shows how far the projector is",
             ),
+            Self::NoProof { .. } => (S::CONFLICT, "no_proof", ""),
             Self::StreamStopped => (S::SERVICE_UNAVAILABLE, "stream_stopped", "see the API's log"),
             Self::TimedOut => (S::GATEWAY_TIMEOUT, "timed_out", "try again with the same Idempotency-Key"),
             Self::Reply(_) => (S::BAD_GATEWAY, "bad_reply", "let the API and the deployer run the same version"),
@@ -267,6 +291,15 @@ impl Error {
             Self::ReadModel(_) => (S::INTERNAL_SERVER_ERROR, "internal", ""),
         };
         (status, code.to_owned(), (!hint.is_empty()).then(|| hint.to_owned()))
+    }
+}
+
+fn promotion_status(status: Status) -> &'static str {
+    match status {
+        Status::Waiting => "waiting",
+        Status::Accepted => "accepted",
+        Status::Refused => "refused",
+        Status::Withdrawn => "withdrawn",
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) enum Role {
     },
     /// Run the deployer of this node only
     Deployer,
+    /// Run the watcher only: it looks after what waits for time to pass
+    Watcher,
     /// Run the reverse proxy only, or replace the one that runs
     Edge {
         #[command(subcommand)]
@@ -42,7 +44,7 @@ pub(crate) enum Role {
 pub(crate) enum Projector {
     /// Build the read models anew from the event log, beside the live ones, and swap
     Rebuild {
-        /// Only this one: projects, stages, deployments, instances, registries or events
+        /// Only this one, e.g. stages; `sluice projector checksum` lists them
         model: Option<String>,
     },
     /// Print a checksum of every read model: equal histories give equal checksums
@@ -59,7 +61,7 @@ pub(crate) fn main(role: Role, globals: &Globals) -> ExitCode {
     let ended = match role {
         Role::Edge { command: Some(command) } => return cli::edge::main(command, globals),
         Role::Edge { command: None } => edge(),
-        Role::Up | Role::Api | Role::Projector { .. } | Role::Deployer => in_runtime(role, globals),
+        Role::Up | Role::Api | Role::Projector { .. } | Role::Deployer | Role::Watcher => in_runtime(role, globals),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,7 +77,7 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
     let mut builder = match role {
         // Children are tied to the life of the thread that starts them: there must be only one.
         Role::Up => tokio::runtime::Builder::new_current_thread(),
-        Role::Api | Role::Projector { .. } | Role::Deployer | Role::Edge { .. } => {
+        Role::Api | Role::Projector { .. } | Role::Deployer | Role::Watcher | Role::Edge { .. } => {
             tokio::runtime::Builder::new_multi_thread()
         }
     };
@@ -87,6 +89,7 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
             Role::Projector { command: None } => projector().await,
             Role::Projector { command: Some(command) } => maintain(command, globals).await,
             Role::Deployer => deployer().await,
+            Role::Watcher => watcher().await,
             Role::Edge { .. } => Ok(()),
         }
     });
@@ -126,6 +129,13 @@ async fn deployer() -> Result<()> {
     };
     let log = connect("deployer", &shutdown).await?;
     deployer::run(config, log, shutdown).await
+}
+
+async fn watcher() -> Result<()> {
+    let shutdown = shutdown()?;
+    let config = watcher::Config { node: env::parse("NODE", "local".to_owned())? };
+    let log = connect("watcher", &shutdown).await?;
+    watcher::run(config, log, shutdown).await
 }
 
 /// Needs nobody else to start: it serves from its snapshot until the rest is there.

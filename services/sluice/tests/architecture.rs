@@ -15,7 +15,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     metadata.packages.iter().map(|package| (package.name.to_string(), normal(package))).collect()
 }
 
-const SERVICES: [&str; 4] = ["api", "projector", "deployer", "edge"];
+const SERVICES: [&str; 5] = ["api", "projector", "deployer", "watcher", "edge"];
 const SHARED: [&str; 3] = ["eventlog", "readmodel", "runtime"];
 /// Nothing that ships depends on these.
 const DEVELOPMENT: [&str; 3] = ["testkit", "storm", "bench"];

@@ -12,7 +12,7 @@ use crate::{
     row::{Row, Target, Unit},
 };
 
-const ROLES: [&str; 5] = ["up", "edge", "projector", "deployer", "api"];
+const ROLES: [&str; 6] = ["up", "edge", "projector", "deployer", "watcher", "api"];
 const LIMIT_MB: f64 = 80.0;
 const IMAGE: &str = "sluice-bench-memory:1";
 const DECLARATION: &str = "

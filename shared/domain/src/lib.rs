@@ -9,18 +9,22 @@
 pub mod image;
 pub mod node;
 pub mod project;
+pub mod promotion;
 pub mod registry;
 pub mod route;
 pub mod settings;
 pub mod stage;
+pub mod token;
 pub mod traffic;
 
 mod event;
 mod name;
+mod role;
 mod unit;
 
 pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode, subject};
-pub use name::{BadName, DeploymentId, Slug};
+pub use name::{BadName, DeploymentId, PromotionId, Slug, TokenId};
+pub use role::Role;
 pub use unit::{Bytes, Cpus, Span};
 
 use serde::{Serialize, de::DeserializeOwned};

@@ -75,6 +75,10 @@ pub enum Rejection {
     Archived,
     #[error("no such stage in this project: `sluice status` lists them")]
     UnknownStage,
+    #[error("this stage promotes from no other: name one in its `promote_from`")]
+    NoSource,
+    #[error("stage {taker} promotes from this one: change its `promote_from` first")]
+    StillPromotedFrom { taker: Slug },
     #[error("{}", .0.iter().map(|e| format!("{}: {}", e.field, e.problem)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
 }
@@ -99,6 +103,12 @@ impl Project {
 
     pub fn stage(&self, stage: &Slug) -> Result<&StageSettings, Rejection> {
         self.open()?.stages.get(stage).ok_or(Rejection::UnknownStage)
+    }
+
+    /// Where a stage promotes from, and its settings.
+    pub fn promoting(&self, stage: &Slug) -> Result<(&Slug, &StageSettings), Rejection> {
+        let settings = self.stage(stage)?;
+        Ok((settings.promote_from.as_ref().ok_or(Rejection::NoSource)?, settings))
     }
 
     /// Host and path of every stage that takes traffic.
@@ -134,6 +144,10 @@ impl Project {
                 });
             }
         }
+        errors.extend(check_sources(&stages).into_iter().filter(|error| {
+            // What stood here before is not this command's fault.
+            changes.keys().any(|slug| error.field == format!("stages.{slug}.promote_from"))
+        }));
         if stages.len() > MOST_STAGES {
             errors.push(FieldError {
                 field: "stages".into(),
@@ -142,6 +156,33 @@ impl Project {
         }
         if errors.is_empty() { Ok(()) } else { Err(Rejection::Invalid(errors)) }
     }
+}
+
+/// Stages that promote from one that is not there, or in a circle.
+fn check_sources(stages: &BTreeMap<Slug, StageSettings>) -> Vec<FieldError> {
+    let from = |stage: &Slug| stages.get(stage).and_then(|settings| settings.promote_from.as_ref());
+    let problem = |stage: &Slug| {
+        let source = from(stage)?;
+        if !stages.contains_key(source) {
+            return Some(format!("{source} is not a stage of this project: name one that is"));
+        }
+        let mut road = vec![stage];
+        while let Some(next) = from(road.last()?) {
+            if next == stage {
+                let road: Vec<&str> = road.iter().chain([&stage]).map(|stage| stage.as_str()).collect();
+                return Some(format!("promotes in a circle: {}", road.join(" from ")));
+            }
+            // Into the circle of others, who are told themselves.
+            if road.contains(&next) {
+                return None;
+            }
+            road.push(next);
+        }
+        None
+    };
+    let of =
+        |stage: &Slug| Some(FieldError { field: format!("stages.{stage}.promote_from"), problem: problem(stage)? });
+    stages.keys().filter_map(of).collect()
 }
 
 impl Aggregate for Project {
@@ -176,6 +217,10 @@ impl Aggregate for Project {
             }
             Command::ArchiveStage { stage } => {
                 self.stage(&stage)?;
+                let promotes_from = |settings: &StageSettings| settings.promote_from.as_ref() == Some(&stage);
+                if let Some((taker, _)) = self.stages.iter().find(|(_, settings)| promotes_from(settings)) {
+                    return Err(Rejection::StillPromotedFrom { taker: taker.clone() });
+                }
                 Ok(vec![Event::StageArchived { stage }])
             }
             Command::Archive => {
@@ -255,6 +300,38 @@ mod tests {
         assert_eq!(project.decide(Command::Archive), Err(Rejection::Archived));
         assert_eq!(project.decide(apply(&[])), Err(Rejection::Archived));
         assert_eq!(project.stage(&slug("dev")), Err(Rejection::Archived));
+    }
+
+    fn from(source: &str) -> StageSettings {
+        StageSettings { promote_from: Some(slug(source)), ..StageSettings::default() }
+    }
+
+    #[test]
+    fn sources_that_are_not_there_and_circles_are_refused_by_field() {
+        let fields = |project: &Project, stages: &[(&str, StageSettings)]| match project.decide(apply(stages)) {
+            Err(Rejection::Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
+            Ok(_) => vec![],
+            Err(error) => panic!("{error}"),
+        };
+        let none = Project::default();
+        let dev = ("dev", StageSettings::default());
+        assert_eq!(fields(&none, &[("prod", from("dev"))]), ["stages.prod.promote_from"]);
+        assert_eq!(fields(&none, &[dev.clone(), ("prod", from("dev"))]), [""; 0]);
+        assert_eq!(fields(&none, &[("prod", from("prod"))]), ["stages.prod.promote_from"]);
+        let circle = [("a", from("b")), ("b", from("c")), ("c", from("a")), ("d", from("a"))];
+        assert_eq!(fields(&none, &circle), ["stages.a.promote_from", "stages.b.promote_from", "stages.c.promote_from"]);
+        let project = given(vec![apply(&[dev, ("prod", from("dev"))])]);
+        assert_eq!(fields(&project, &[("dev", from("prod"))]), ["stages.dev.promote_from"]);
+    }
+
+    #[test]
+    fn a_stage_that_another_promotes_from_is_not_archived() {
+        let mut project = given(vec![apply(&[("dev", StageSettings::default()), ("prod", from("dev"))])]);
+        let archive = Command::ArchiveStage { stage: slug("dev") };
+        assert_eq!(project.decide(archive.clone()), Err(Rejection::StillPromotedFrom { taker: slug("prod") }));
+        let changed = project.decide(apply(&[("prod", StageSettings::default())])).expect("accepted");
+        changed.iter().for_each(|event| project.evolve(event));
+        assert_eq!(project.decide(archive).map(|events| events.len()), Ok(1));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Bytes, Cpus, Span};
+use crate::{Bytes, Cpus, Slug, Span, promotion::Gates};
 
 /// A stage as declared. Every field but `image` has a default that a small web service can live with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -50,6 +50,14 @@ pub struct StageSettings {
     /// Earlier releases whose stopped containers and images are kept, 0 to 50.
     #[serde(default = "three")]
     pub keep: u16,
+    /// Stage of the same project that runs a release before this one does. With it, this stage takes releases only by
+    /// promotion from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "staging")]
+    pub promote_from: Option<Slug>,
+    /// What a promotion has to pass.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gates: Gates,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -139,6 +147,10 @@ pub struct RouteSettings {
     pub path: String,
 }
 
+fn is_default(gates: &Gates) -> bool {
+    *gates == Gates::default()
+}
+
 fn one() -> u16 {
     1
 }
@@ -183,6 +195,8 @@ impl Default for StageSettings {
             route: None,
             queue: QueuePolicy::default(),
             keep: three(),
+            promote_from: None,
+            gates: Gates::default(),
         }
     }
 }
@@ -302,7 +316,21 @@ impl StageSettings {
                 "must begin with /, not end in / and hold no space, ? or #",
             );
         }
+        require(
+            self.promote_from.is_some() || self.gates == Gates::default(),
+            "gates",
+            "stand before a promotion: name the stage to promote from in `promote_from`",
+        );
+        errors.extend(self.gates.check(&format!("{prefix}.gates")));
         errors
+    }
+
+    /// The settings under which a release that ran with these runs again: what belongs to the release stays, and how
+    /// the stage is reached and looked after is as `declared` now.
+    #[must_use]
+    pub fn again(self, declared: Self) -> Self {
+        let Self { image, port, env, resources, health, .. } = self;
+        Self { image, port, env, resources, health, ..declared }
     }
 }
 

@@ -6,13 +6,15 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use chrono::DateTime;
 use domain::{
-    Aggregate, Context, DeploymentId, Key, Recorded, Slug, decode, encode,
+    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
     image::{Image, Source},
     project::{self, Project},
+    promotion::{Approval, Gate, Proof, SourceProof},
     registry::{self, Registry},
     route::{self, Host},
     settings::{RouteSettings, StageSettings},
-    stage::{self, Failure, Instance, Kind, Spec, Stage, Step, StepDone},
+    stage::{self, Failure, Instance, Kind, Origin, Spec, Stage, Step, StepDone},
+    token::{self, Token},
 };
 use uuid::Uuid;
 
@@ -96,9 +98,30 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         let instance = "shop-prod-0000000a-1".to_owned();
         let container =
             Instance { name: instance.clone(), container: "c0ffee".into(), address: Some("172.18.0.2:8080".into()) };
+        let promotion = PromotionId(Uuid::from_u128(12));
+        let digest = image.digest.clone();
+        let proof = Proof {
+            digest: digest.clone(),
+            source: SourceProof {
+                stage: slug("staging"),
+                deployment: DeploymentId(Uuid::from_u128(8)),
+                succeeded: 70,
+                healthy_since: context().time,
+                position: 72,
+            },
+            rules: 3,
+            approvals: vec![Approval { by: "bob".into(), role: Role::Operator }],
+            decided_at: context().time,
+        };
         let late = StepDone { problem: Some(Failure { step: Step::Retire, ..failure.clone() }), ..done() };
         let all = vec![
-            Requested { deployment, kind: Kind::Release, node: "local".into(), spec: Spec { image, settings } },
+            Requested {
+                deployment,
+                kind: Kind::Release,
+                node: "local".into(),
+                spec: Spec { image, settings },
+                origin: Origin::Direct,
+            },
             Superseded { deployment, by: DeploymentId(Uuid::from_u128(11)) },
             Dispatched { deployment, node: "local".into() },
             Started { deployment, worker: "local-1".into() },
@@ -122,6 +145,13 @@ fn samples() -> Vec<(String, serde_json::Value)> {
             Cancelled { deployment },
             Locked { owner: "ann".into(), reason: "freeze".into() },
             Unlocked { owner: "ann".into() },
+            PromotionRequested { promotion, from: slug("staging"), digest: Some(digest), by: "ann".into() },
+            PromotionApproved { promotion, by: "bob".into(), role: Role::Operator },
+            PromotionAccepted { promotion, deployment, proof },
+            PromotionRefused { promotion, gate: Gate::Soak, reason: "the 10m are over at 12:10".into() },
+            PromotionWithdrawn { promotion, reason: "too soon".into() },
+            HoldSet { by: "ann".into(), reason: "rolled back to v1".into() },
+            HoldLifted {},
             InstanceStarted { deployment, instance: instance.clone(), address: Some("172.18.0.3:8080".into()) },
             InstanceExited { deployment, instance: instance.clone(), exit_code: 137 },
             InstanceOomKilled { deployment, instance: instance.clone() },
@@ -131,7 +161,13 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         ];
         all.iter().map(|e| stored(&Key::<Stage>::stage(&slug("shop"), &slug("prod")), e)).collect::<Vec<_>>()
     };
-    [project, route, registry, stage].concat()
+    let token = {
+        let (name, secret) = (slug("ci"), "token/x".to_owned());
+        let created = token::Event::Created { name, role: Role::Operator, secret, version: 4 };
+        let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
+        [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
+    };
+    [project, route, registry, stage, token].concat()
 }
 
 /// The names in the source: what [`samples`] must cover.
@@ -141,6 +177,7 @@ fn declared() -> BTreeSet<String> {
         ("stage", include_str!("../src/stage/mod.rs")),
         ("route", include_str!("../src/route.rs")),
         ("registry", include_str!("../src/registry.rs")),
+        ("token", include_str!("../src/token.rs")),
     ];
     let names = |aggregate: &'static str, text: &'static str| {
         text.lines()
@@ -190,6 +227,7 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
         domain::Event::Project(event) => stored(&Key::<Project>::project(&slug(first)), event),
         domain::Event::Stage(event) => stored(&Key::<Stage>::stage(&slug(first), &slug(&rest[0])), event),
         domain::Event::Route(event) => stored(&Key::<Host>::host(&first.replace('_', ".")), event),
+        domain::Event::Token(event) => stored(&Key::<Token>::token(TokenId(first.parse().expect("an id"))), event),
         domain::Event::Registry(event) => {
             stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
         }

@@ -28,8 +28,9 @@ pub(crate) struct Staged {
     id: Uuid,
     subject: String,
     body: Vec<u8>,
-    /// On the first event of each aggregate: its subjects, and the position of its last event so far.
-    expected: Option<(String, u64)>,
+    /// The subjects of an aggregate, and the position of its last event so far. On the first event of each aggregate
+    /// its own; on others that of one that must not have changed.
+    pub(crate) expected: Option<(String, u64)>,
 }
 
 pub(crate) enum AppendError {

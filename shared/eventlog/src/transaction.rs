@@ -15,12 +15,14 @@ use crate::{
 
 /// Commands on several aggregates, written as one atomic batch.
 ///
-/// Guards every aggregate that gets an event. One that was only looked at may have changed by the time of the commit:
-/// what must not change under a decision has to be part of it.
+/// Guards every aggregate that gets an event, and those that [`Transaction::still`] was asked about. Any other that was
+/// only looked at may have changed by the time of the commit.
 pub struct Transaction {
     log: EventLog,
     context: Context,
     staged: Vec<Staged>,
+    /// Filter and position of aggregates that must stand at the commit as they were seen.
+    still: Vec<(String, u64)>,
     /// By filter: each aggregate as this transaction sees it, its own events folded in.
     aggregates: HashMap<String, Box<dyn Any + Send + Sync>>,
     /// The furthest position seen.
@@ -41,6 +43,7 @@ impl EventLog {
             log: self.clone(),
             context: context.clone(),
             staged: vec![],
+            still: vec![],
             aggregates: HashMap::new(),
             sequence: 0,
             done: None,
@@ -88,6 +91,17 @@ impl Transaction {
         self.member(key).await.map(|member| Loaded::clone(&member.loaded))
     }
 
+    /// The aggregate as it stands, and as it must still stand at the commit. Every event carries one condition: a
+    /// decision with fewer events than aggregates to guard keeps those of the first.
+    pub async fn still<A: Aggregate>(&mut self, key: &Key<A>) -> Result<Loaded<A>, Error> {
+        let loaded = self.load(key).await?;
+        let filter = key.filter();
+        if !self.still.iter().any(|(known, _)| *known == filter) {
+            self.still.push((filter, loaded.version));
+        }
+        Ok(loaded)
+    }
+
     /// Decides `command` and keeps its events for the commit. The first decision should be the one that always
     /// has an event: by it a repetition of the whole transaction is noticed before anything is decided anew.
     pub async fn decide<A: Aggregate>(
@@ -122,15 +136,32 @@ impl Transaction {
     }
 
     /// Writes everything that was decided.
-    pub async fn commit(self) -> Result<Committed, CommitError> {
+    pub async fn commit(mut self) -> Result<Committed, CommitError> {
         if let Some(sequence) = self.done {
             return Ok(Committed { sequence, events: vec![] });
+        }
+        let guarded = |filter: &String| {
+            let expected = self.staged.iter().filter_map(|event| event.expected.as_ref());
+            expected.map(|(known, _)| known).any(|known| known == filter)
+        };
+        let open: Vec<_> = self.still.iter().filter(|(filter, _)| !guarded(filter)).cloned().collect();
+        for (event, expected) in self.staged.iter_mut().filter(|event| event.expected.is_none()).zip(open) {
+            event.expected = Some(expected);
         }
         let events = self.log.append(&self.staged).await.map_err(|error| match error {
             AppendError::Conflict => CommitError::Conflict,
             AppendError::Lost(error) | AppendError::Failed(error) => CommitError::Log(error),
         })?;
         Ok(Committed { sequence: events.last().map_or(self.sequence, |event| event.sequence), events })
+    }
+
+    pub(crate) fn log(&self) -> &EventLog {
+        &self.log
+    }
+
+    /// Of the events that this decision will write.
+    pub fn context(&self) -> &Context {
+        &self.context
     }
 
     async fn member<A: Aggregate>(&mut self, key: &Key<A>) -> Result<&mut Member<A>, Error> {

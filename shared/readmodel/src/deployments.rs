@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use domain::{
     Recorded,
     image::Image,
-    stage::{self, Failure, Kind, Step},
+    stage::{self, Failure, Kind, Origin, Step},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool, types::Json};
@@ -24,6 +24,8 @@ pub struct Deployment {
     pub project: String,
     pub stage: String,
     pub kind: Kind,
+    /// Why it was requested.
+    pub origin: Origin,
     pub image: Image,
     /// Where it runs.
     pub node: String,
@@ -174,12 +176,13 @@ impl Deployment {
     /// None where the event is not a request.
     fn requested(recorded: &Recorded) -> Option<Self> {
         let ((project, stage), event) = fold::of_stage(recorded)?;
-        let stage::Event::Requested { deployment, kind, node, spec } = event else { return None };
+        let stage::Event::Requested { deployment, kind, node, spec, origin } = event else { return None };
         Some(Self {
             id: deployment.0,
             project: project.to_owned(),
             stage: stage.to_owned(),
             kind: *kind,
+            origin: origin.clone(),
             image: spec.image.clone(),
             node: node.clone(),
             status: Status::Queued,
@@ -262,6 +265,13 @@ impl Deployment {
             Event::Cancelled { .. } => self.end(Status::Cancelled, at),
             Event::Locked { .. }
             | Event::Unlocked { .. }
+            | Event::PromotionRequested { .. }
+            | Event::PromotionApproved { .. }
+            | Event::PromotionAccepted { .. }
+            | Event::PromotionRefused { .. }
+            | Event::PromotionWithdrawn { .. }
+            | Event::HoldSet { .. }
+            | Event::HoldLifted {}
             | Event::InstanceStarted { .. }
             | Event::InstanceExited { .. }
             | Event::InstanceOomKilled { .. }

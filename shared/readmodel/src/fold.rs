@@ -22,7 +22,7 @@ pub(crate) fn time(recorded: &Recorded) -> DateTime<Utc> {
 pub(crate) fn of_stage(recorded: &Recorded) -> Option<((&str, &str), &stage::Event)> {
     match &recorded.event {
         Event::Stage(event) => Some(((recorded.project()?, recorded.stage()?), event)),
-        Event::Project(_) | Event::Route(_) | Event::Registry(_) => None,
+        Event::Project(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) => None,
     }
 }
 
@@ -56,7 +56,17 @@ pub(crate) fn deployment(event: &stage::Event) -> Option<DeploymentId> {
         | Event::Discarded(done)
         | Event::Restored(done)
         | Event::Reverted(done) => Some(done.deployment),
-        Event::Locked { .. } | Event::Unlocked { .. } | Event::Archived {} | Event::Reopened {} => None,
+        Event::Locked { .. }
+        | Event::Unlocked { .. }
+        | Event::PromotionRequested { .. }
+        | Event::PromotionApproved { .. }
+        | Event::PromotionAccepted { .. }
+        | Event::PromotionRefused { .. }
+        | Event::PromotionWithdrawn { .. }
+        | Event::HoldSet { .. }
+        | Event::HoldLifted {}
+        | Event::Archived {}
+        | Event::Reopened {} => None,
     }
 }
 

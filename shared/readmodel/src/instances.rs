@@ -172,6 +172,13 @@ impl Rows {
             | Event::Cancelled { .. }
             | Event::Locked { .. }
             | Event::Unlocked { .. }
+            | Event::PromotionRequested { .. }
+            | Event::PromotionApproved { .. }
+            | Event::PromotionAccepted { .. }
+            | Event::PromotionRefused { .. }
+            | Event::PromotionWithdrawn { .. }
+            | Event::HoldSet { .. }
+            | Event::HoldLifted {}
             | Event::Archived {}
             | Event::Reopened {} => {}
         }

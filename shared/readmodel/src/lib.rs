@@ -10,8 +10,10 @@ pub mod deployments;
 pub mod events;
 pub mod instances;
 pub mod projects;
+pub mod promotions;
 pub mod registries;
 pub mod stages;
+pub mod tokens;
 
 mod checksum;
 mod connection;
@@ -48,8 +50,16 @@ pub struct Model {
 type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
-pub static MODELS: [Model; 6] =
-    [projects::MODEL, stages::MODEL, deployments::MODEL, instances::MODEL, registries::MODEL, events::MODEL];
+pub static MODELS: [Model; 8] = [
+    projects::MODEL,
+    stages::MODEL,
+    deployments::MODEL,
+    promotions::MODEL,
+    instances::MODEL,
+    registries::MODEL,
+    tokens::MODEL,
+    events::MODEL,
+];
 
 /// All read models, or the one with this name.
 pub fn models(name: Option<&str>) -> Result<&'static [Model], UnknownModel> {

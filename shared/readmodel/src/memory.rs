@@ -12,8 +12,10 @@ use crate::{
     fold,
     instances::{self, Instance, State},
     projects::{self, Project},
+    promotions::{self, Promotion},
     registries::{self, Registry},
     stages::{self, Stage},
+    tokens::{self, Token},
 };
 
 #[derive(Default)]
@@ -21,7 +23,9 @@ pub struct ReadModels {
     projects: BTreeMap<String, Project>,
     stages: BTreeMap<(String, String), Stage>,
     deployments: BTreeMap<Uuid, Deployment>,
+    promotions: BTreeMap<Uuid, Promotion>,
     registries: BTreeMap<String, Registry>,
+    tokens: BTreeMap<Uuid, Token>,
     instances: BTreeMap<(String, String), instances::Rows>,
     /// Instances that only an event about their own deployment can change.
     history: HashMap<Uuid, Vec<Instance>>,
@@ -34,14 +38,18 @@ impl ReadModels {
         projects::fold(&mut self.projects, events);
         stages::fold(&mut self.stages, events);
         deployments::fold(&mut self.deployments, events);
+        promotions::fold(&mut self.promotions, events);
         registries::fold(&mut self.registries, events);
+        tokens::fold(&mut self.tokens, events);
         let instances = self.instances(events, first);
         Ok(vec![
             ("projects", changed(&self.projects, events, projects::key, |row| row.sequence >= first)?),
             ("stages", changed(&self.stages, events, stages::key, |row| row.sequence >= first)?),
             ("deployments", changed(&self.deployments, events, deployments::key, |row| row.sequence >= first)?),
+            ("promotions", changed(&self.promotions, events, promotions::key, |row| row.sequence >= first)?),
             ("instances", rows(instances.iter())?),
             ("registries", changed(&self.registries, events, registries::key, |row| row.sequence >= first)?),
+            ("tokens", changed(&self.tokens, events, tokens::key, |row| row.sequence >= first)?),
             ("events", events.iter().map(event).collect::<Result<_, _>>()?),
         ])
     }

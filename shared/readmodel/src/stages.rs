@@ -33,6 +33,10 @@ pub struct Stage {
     /// What waits, in order.
     pub queue: Vec<Queued>,
     pub lock: Option<Lock>,
+    /// Keeps automation away.
+    pub hold: Option<Hold>,
+    /// The promotion that waits for its gates.
+    pub promotion: Option<Uuid>,
     /// Containers that serve, are on their way, or ended by themselves; by name.
     #[serde(default)]
     pub instances: Vec<Instance>,
@@ -73,6 +77,13 @@ pub struct Queued {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lock {
     pub owner: String,
+    pub reason: String,
+    pub since: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Hold {
+    pub by: String,
     pub reason: String,
     pub since: DateTime<Utc>,
 }
@@ -121,6 +132,8 @@ impl Stage {
             active: None,
             queue: Vec::new(),
             lock: None,
+            hold: None,
+            promotion: None,
             instances: Vec::new(),
             sequence: 0,
         }
@@ -193,9 +206,20 @@ impl Stage {
                 self.lock = Some(Lock { owner: owner.clone(), reason: reason.clone(), since: at });
             }
             Event::Unlocked { .. } => self.lock = None,
+            Event::PromotionRequested { promotion, .. } => self.promotion = Some(promotion.0),
+            Event::PromotionAccepted { promotion, .. }
+            | Event::PromotionRefused { promotion, .. }
+            | Event::PromotionWithdrawn { promotion, .. } => {
+                self.promotion.take_if(|waiting| *waiting == promotion.0);
+            }
+            Event::HoldSet { by, reason } => {
+                self.hold = Some(Hold { by: by.clone(), reason: reason.clone(), since: at });
+            }
+            Event::HoldLifted {} => self.hold = None,
             Event::Archived {} => self.archived = true,
             Event::Reopened {} => self.archived = false,
             Event::StepFailed { .. }
+            | Event::PromotionApproved { .. }
             | Event::InstanceStarted { .. }
             | Event::InstanceExited { .. }
             | Event::InstanceOomKilled { .. }
@@ -230,7 +254,7 @@ pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
             }
         },
         Event::Stage(_) => recorded.stage()?,
-        Event::Route(_) | Event::Registry(_) => return None,
+        Event::Route(_) | Event::Registry(_) | Event::Token(_) => return None,
     };
     Some((recorded.project()?.to_owned(), stage.to_owned()))
 }
@@ -255,8 +279,9 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into stages select * from jsonb_populate_recordset(null::stages, $1::text::jsonb)
          on conflict (project, stage) do update set
-            (settings, archived, current, active, queue, lock, sequence) = (excluded.settings, excluded.archived,
-            excluded.current, excluded.active, excluded.queue, excluded.lock, excluded.sequence)",
+            (settings, archived, current, active, queue, lock, hold, promotion, sequence) = (excluded.settings,
+            excluded.archived, excluded.current, excluded.active, excluded.queue, excluded.lock, excluded.hold,
+            excluded.promotion, excluded.sequence)",
         fold::recordset(rows.values())?
     )
     .execute(to)
@@ -271,7 +296,7 @@ pub(crate) fn fold(rows: &mut BTreeMap<(String, String), Stage>, events: &[Recor
         match &recorded.event {
             Event::Project(event) => row.declared(event),
             Event::Stage(event) => row.apply(recorded, event),
-            Event::Route(_) | Event::Registry(_) => {}
+            Event::Route(_) | Event::Registry(_) | Event::Token(_) => {}
         }
         row.sequence = recorded.sequence;
     }
@@ -355,6 +380,9 @@ mod tests {
                 prop_assert_eq!(row_queue, images(queue));
                 prop_assert_eq!(row.lock.map(|lock| (lock.owner, lock.reason)),
                     truth.lock.clone().map(|lock| (lock.owner, lock.reason)));
+                prop_assert_eq!(row.hold.map(|hold| (hold.by, hold.reason)),
+                    truth.hold.clone().map(|hold| (hold.by, hold.reason)));
+                prop_assert_eq!(row.promotion, truth.promotion.as_ref().map(|waiting| waiting.id.0));
             }
         }
     }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use domain::{
-    Aggregate, Context, DeploymentId, Key, Recorded, Slug, decode, encode,
+    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
     image::{Image, Source},
     project::{self, Declaration, Project},
+    promotion::{Approvals, Case, Gates, Rules, Standing},
     registry::{self, Registry},
     settings::StageSettings,
-    stage::{self, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
+    stage::{self, Attempt, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
+    token::{self, Holder, Token},
 };
 use proptest::prelude::*;
 use sqlx::PgPool;
@@ -51,6 +53,7 @@ pub(crate) struct History {
     pub(crate) stages: BTreeMap<(String, String), Stage>,
     projects: BTreeMap<String, Project>,
     registries: BTreeMap<String, Registry>,
+    tokens: BTreeMap<u128, Token>,
 }
 
 impl History {
@@ -79,6 +82,12 @@ impl History {
         self.registries.insert(host.to_owned(), state);
     }
 
+    pub(crate) fn token(&mut self, id: u128, command: token::Command) {
+        let mut state = self.tokens.remove(&id).unwrap_or_default();
+        self.decide(&Key::token(TokenId(Uuid::from_u128(id))), &mut state, command);
+        self.tokens.insert(id, state);
+    }
+
     /// On `shop.<stage>`.
     pub(crate) fn stage(&mut self, stage: &str, command: Command) {
         let key = ("shop".to_owned(), stage.to_owned());
@@ -102,6 +111,44 @@ impl History {
         self.request(stage, deployment);
         self.start(stage, deployment);
         while self.step(stage, deployment) {}
+    }
+
+    /// Stage `shop.prod`, which promotes from `shop.dev` when `count` people agree; a release by deployment 1 in `dev`.
+    pub(crate) fn promoting(count: u16) -> Self {
+        let mut history = Self::released();
+        let gates = Gates { approvals: Some(Approvals { count, roles: [Role::Operator].into() }), ..Gates::default() };
+        let settings = StageSettings { promote_from: Some(slug("dev")), gates, ..StageSettings::default() };
+        history.declare("shop", "prod", settings);
+        history
+    }
+
+    /// On `shop.prod`.
+    pub(crate) fn promote(&mut self, promotion: u128, by: &str) {
+        let attempt = self.attempt(promotion);
+        self.stage("prod", Command::Promote { digest: None, by: by.into(), wait: true, attempt });
+    }
+
+    pub(crate) fn approve(&mut self, promotion: u128, by: &str) {
+        let attempt = self.attempt(promotion);
+        self.stage("prod", Command::Approve { by: by.into(), role: Role::Operator, attempt });
+    }
+
+    fn attempt(&self, promotion: u128) -> Box<Attempt> {
+        let project = self.projects.get("shop").cloned().unwrap_or_default();
+        let settings = project.stages.get(&slug("prod")).cloned().unwrap_or_default();
+        let position = self.events.len() as u64;
+        let dev = self.stages.get(&("shop".to_owned(), "dev".to_owned())).cloned().unwrap_or_default();
+        let of_dev = self.events.iter().filter(|event| event.stage() == Some("dev"));
+        let source = Standing::of(&slug("dev"), &dev, position, of_dev);
+        let rules = Rules { from: slug("dev"), gates: settings.gates.clone(), version: position };
+        let now = DateTime::from_timestamp(1_700_000_000 + position.cast_signed(), 0).expect("in range");
+        Box::new(Attempt {
+            promotion: PromotionId(Uuid::from_u128(promotion)),
+            deployment: id(1000 + u128::from(position)),
+            case: Case { now, rules, source },
+            settings,
+            node: "local".into(),
+        })
     }
 
     pub(crate) fn start(&mut self, stage: &str, deployment: u128) {
@@ -172,12 +219,18 @@ pub(crate) enum Happening {
     Cancel,
     Lock,
     Unlock,
+    Promote(u128),
+    Approve(bool),
+    Withdraw,
+    Hold,
+    LiftHold,
     Started(u8),
     Exited(u8),
     OomKilled(u8),
     Health(u8, bool),
     Archive,
     Credentials(bool),
+    Token(bool),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -190,12 +243,18 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Cancel),
         1 => Just(Happening::Lock),
         1 => Just(Happening::Unlock),
+        2 => (1..9_u128).prop_map(Happening::Promote),
+        2 => any::<bool>().prop_map(Happening::Approve),
+        1 => Just(Happening::Withdraw),
+        1 => Just(Happening::Hold),
+        1 => Just(Happening::LiftHold),
         1 => any::<u8>().prop_map(Happening::Started),
         1 => any::<u8>().prop_map(Happening::Exited),
         1 => any::<u8>().prop_map(Happening::OomKilled),
         1 => any::<(u8, bool)>().prop_map(|(n, healthy)| Happening::Health(n, healthy)),
         1 => Just(Happening::Archive),
         1 => any::<bool>().prop_map(Happening::Credentials),
+        1 => any::<bool>().prop_map(Happening::Token),
     ]
 }
 
@@ -211,9 +270,11 @@ pub(crate) fn histories() -> impl Strategy<Value = History> {
     })
 }
 
-fn happen(history: &mut History, stage: &str, happening: Happening, deployments: &mut u128) {
+pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, deployments: &mut u128) {
     let active = history.stages.get(&("shop".to_owned(), stage.to_owned())).and_then(|s| s.active.clone());
     let active = active.map_or(0, |active| active.deployment.0.as_u128());
+    let prod = history.stages.get(&("shop".to_owned(), "prod".to_owned()));
+    let waiting = prod.and_then(|s| s.promotion.as_ref()).map_or(0, |waiting| waiting.id.0.as_u128());
     let observe = |history: &mut History, n: u8, observed| {
         let deployment = 1 + u128::from(n) % (*deployments).max(1);
         let instance = format!("c{deployment}-{}", 1 + n % 2);
@@ -235,6 +296,14 @@ fn happen(history: &mut History, stage: &str, happening: Happening, deployments:
         Happening::Cancel => history.stage(stage, Command::Cancel { deployment: id(active), reason: None }),
         Happening::Lock => history.stage(stage, Command::Lock { owner: "ada".into(), reason: "freeze".into() }),
         Happening::Unlock => history.stage(stage, Command::Unlock { owner: "ada".into(), force: false }),
+        Happening::Promote(promotion) => history.promote(promotion, "ada"),
+        Happening::Approve(bob) => history.approve(waiting, if bob { "bob" } else { "carol" }),
+        Happening::Withdraw => {
+            let promotion = PromotionId(Uuid::from_u128(waiting));
+            history.stage("prod", Command::Withdraw { promotion, reason: "too soon".into() });
+        }
+        Happening::Hold => history.stage(stage, Command::Hold { by: "ada".into(), reason: "by hand".into() }),
+        Happening::LiftHold => history.stage(stage, Command::LiftHold),
         Happening::Started(n) => observe(history, n, stage::Observed::Started { address: Some("10.0.0.9:80".into()) }),
         Happening::Exited(n) => observe(history, n, stage::Observed::Exited { exit_code: n.into() }),
         Happening::OomKilled(n) => observe(history, n, stage::Observed::OomKilled),
@@ -244,6 +313,15 @@ fn happen(history: &mut History, stage: &str, happening: Happening, deployments:
             history.stage(stage, Command::Archive { removal: id(*deployments) });
             history.stage(stage, Command::Reopen);
         }
+        Happening::Token(create) => history.token(
+            1,
+            if create {
+                let (name, secret) = (slug("ci"), "token/x".into());
+                token::Command::Create(Holder { name, role: Role::Operator, secret, version: 1 })
+            } else {
+                token::Command::Revoke
+            },
+        ),
         Happening::Credentials(set) => history.registry(
             "registry.test:5000",
             if set {

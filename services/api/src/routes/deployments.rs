@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use domain::{
-    DeploymentId, Event, Key,
+    Context, DeploymentId, Event, Key,
     image::{Image, Reference},
     node::{Resolve, Resolved, resolve_subject},
     project::Project,
@@ -38,6 +38,26 @@ pub(crate) struct DeploymentBody {
     /// `[registry/]repository[:tag][@digest]`; a bare tag where the stage names its repository.
     #[schema(example = "v2")]
     image: String,
+}
+
+/// What to deploy past the gates, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HotfixBody {
+    /// As for a deployment.
+    #[schema(example = "v2")]
+    image: String,
+    /// 1 to 500 characters; part of the record.
+    reason: String,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RollbackBody {
+    /// The deployment whose release is wanted; without one, the newest earlier release with another image.
+    #[serde(default)]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    to: Option<DeploymentId>,
 }
 
 /// A deployment was requested.
@@ -108,28 +128,99 @@ pub(crate) async fn request(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<DeploymentBody>,
 ) -> Result<Taken<Requested>, Error> {
+    let command = |deployment, spec, node| stage::Command::Request { deployment, spec, node };
+    deploy(&api, &path, &asked.body.image, &asked.context, command).await
+}
+
+/// Deploy an image past the gates of a stage that takes releases only by promotion. It is recorded as such, and keeps
+/// automation away until somebody promotes or lifts the hold.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/stages/{stage}/hotfixes",
+    tag = "deployments",
+    operation_id = "request_hotfix",
+    params(StagePath, IdempotencyKey),
+    request_body = HotfixBody,
+    responses((status = 202, body = Requested))
+)]
+pub(crate) async fn hotfix(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<HotfixBody>,
+) -> Result<Taken<Requested>, Error> {
+    let HotfixBody { image, reason } = asked.body;
+    let by = asked.context.actor.clone();
+    let command = |deployment, spec, node| stage::Command::Hotfix { deployment, spec, node, by, reason };
+    deploy(&api, &path, &image, &asked.context, command).await
+}
+
+/// Go back to an earlier release, by its digest. It keeps automation away until somebody promotes or lifts the hold.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/stages/{stage}/rollback",
+    tag = "deployments",
+    operation_id = "roll_back",
+    params(StagePath, IdempotencyKey),
+    request_body = Option<RollbackBody>,
+    responses((status = 202, body = Requested))
+)]
+pub(crate) async fn roll_back(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<RollbackBody>,
+) -> Result<Taken<Requested>, Error> {
+    let deployment = DeploymentId(idempotency::id(&asked.context, "release"));
+    let project = api.log.load(&Key::<Project>::project(&path.project)).await?.state;
+    let command = stage::Command::Rollback {
+        deployment,
+        to: asked.body.to,
+        settings: Box::new(project.stage(&path.stage)?.clone()),
+        node: api.node.to_string(),
+        by: asked.context.actor.clone(),
+    };
+    let committed = api.log.execute(&Key::<Stage>::stage(&path.project, &path.stage), command, &asked.context).await?;
+    let sequence = committed.sequence;
+    let requested = committed.events.into_iter().find_map(|recorded| match recorded.event {
+        Event::Stage(stage::Event::Requested { spec, .. }) => Some(spec.image),
+        _ => None,
+    });
+    let image = match requested {
+        Some(image) => image,
+        None => recorded(&api, deployment, sequence).await?.image,
+    };
+    Ok(Taken(Requested { sequence, deployment, image }))
+}
+
+/// Has `command` decided on the image that `reference` means now, or meant when it was first asked for.
+async fn deploy(
+    api: &Api,
+    path: &StagePath,
+    reference: &str,
+    context: &Context,
+    command: impl FnOnce(DeploymentId, Spec, String) -> stage::Command,
+) -> Result<Taken<Requested>, Error> {
     let key = Key::<Stage>::stage(&path.project, &path.stage);
-    let deployment = idempotency::deployment(&asked.context, "release");
+    let deployment = DeploymentId(idempotency::id(context, "release"));
     let stage = api.log.load(&key).await?;
     if stage.state.knows(deployment) {
         // Asked for before: the image is what it was then, whatever its tag means by now.
-        let known = recorded(&api, deployment, stage.version).await?;
+        let known = recorded(api, deployment, stage.version).await?;
         let settings = api.log.load(&Key::<Project>::project(&path.project)).await?.state.stages.remove(&path.stage);
         let spec = Spec { image: known.image.clone(), settings: settings.unwrap_or_default() };
-        let command = stage::Command::Request { deployment, spec, node: known.node };
-        let sequence = api.log.execute(&key, command, &asked.context).await?.sequence;
+        let sequence = api.log.execute(&key, command(deployment, spec, known.node), context).await?.sequence;
         return Ok(Taken(Requested { sequence, deployment, image: known.image }));
     }
     let project = api.log.load(&Key::<Project>::project(&path.project)).await?.state;
     let settings = project.stage(&path.stage)?.clone();
-    let reference = Reference::within(settings.image.as_deref(), &asked.body.image)?;
-    let image = resolve(&api, &reference).await?;
+    let reference = Reference::within(settings.image.as_deref(), reference)?;
+    let image = resolve(api, &reference).await?;
     let spec = Spec { image: image.clone(), settings };
-    let command = stage::Command::Request { deployment, spec, node: api.node.to_string() };
-    let committed = api.log.execute(&key, command, &asked.context).await?;
+    let committed = api.log.execute(&key, command(deployment, spec, api.node.to_string()), context).await?;
     let sequence = committed.sequence;
     // Where the same request was faster on another connection, its image counts.
-    let image = if committed.events.is_empty() { recorded(&api, deployment, sequence).await?.image } else { image };
+    let image = if committed.events.is_empty() { recorded(api, deployment, sequence).await?.image } else { image };
     Ok(Taken(Requested { sequence, deployment, image }))
 }
 

@@ -1,4 +1,4 @@
-//! Locks: a stage takes no deployment while someone holds it, with a reason.
+//! Locks and holds: a locked stage takes no deployment, one on hold none by automation; both with a reason.
 
 use axum::extract::State;
 use domain::{Key, project::Project, stage};
@@ -64,6 +64,51 @@ pub(crate) async fn unlock(
 ) -> Result<Taken<Accepted>, Error> {
     let command = stage::Command::Unlock { owner: asked.context.actor.clone(), force: query.force };
     command_stage(&api, &path, command, &asked.context).await
+}
+
+/// Why automation leaves a stage alone.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HoldBody {
+    /// 1 to 500 characters, for whoever wonders later.
+    reason: String,
+}
+
+/// Keep automation away from a stage.
+#[utoipa::path(
+    put,
+    path = "/projects/{project}/stages/{stage}/hold",
+    tag = "stages",
+    params(StagePath, IdempotencyKey),
+    request_body = HoldBody,
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn hold(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<HoldBody>,
+) -> Result<Taken<Accepted>, Error> {
+    let command = stage::Command::Hold { by: asked.context.actor.clone(), reason: asked.body.reason };
+    command_stage(&api, &path, command, &asked.context).await
+}
+
+/// Let automation deploy to a stage again.
+#[utoipa::path(
+    delete,
+    path = "/projects/{project}/stages/{stage}/hold",
+    tag = "stages",
+    operation_id = "lift_hold",
+    params(StagePath, IdempotencyKey),
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn lift_hold(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    command_stage(&api, &path, stage::Command::LiftHold, &asked.context).await
 }
 
 async fn command_stage(

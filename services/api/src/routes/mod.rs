@@ -7,14 +7,20 @@ mod locks;
 mod logs;
 mod openapi;
 mod projects;
+mod promotions;
 mod registries;
 mod stages;
+mod tokens;
 
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use domain::{DeploymentId, Slug};
+use domain::{
+    DeploymentId,
+    Role::{Admin, Operator, Viewer},
+    Slug,
+};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -25,7 +31,6 @@ pub(crate) use openapi::document;
 use crate::{
     auth::{
         Access::{Needs, Public},
-        Permission::{Admin, Operator, Viewer},
         Routes,
     },
     problem::Error,
@@ -50,14 +55,28 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(deployments::list))
         .add(Needs(Viewer), routes!(deployments::get))
         .add(Needs(Operator), routes!(deployments::cancel))
+        .add(Needs(Admin), routes!(deployments::hotfix))
+        .add(Needs(Operator), routes!(deployments::roll_back))
+        .add(Needs(Viewer), routes!(promotions::preview))
+        .add(Needs(Operator), routes!(promotions::request))
+        .add(Needs(Viewer), routes!(promotions::list))
+        .add(Needs(Viewer), routes!(promotions::get))
+        .add(Needs(Operator), routes!(promotions::approve))
+        .add(Needs(Operator), routes!(promotions::withdraw))
+        .add(Needs(Viewer), routes!(promotions::verify))
         .add(Needs(Viewer), routes!(logs::read))
         .add(Needs(Operator), routes!(locks::lock))
         .add(Needs(Operator), routes!(locks::unlock))
+        .add(Needs(Operator), routes!(locks::hold))
+        .add(Needs(Operator), routes!(locks::lift_hold))
         .add(Needs(Viewer), routes!(events::list))
         .add(Needs(Viewer), routes!(events::stream))
         .add(Needs(Viewer), routes!(registries::list))
         .add(Needs(Admin), routes!(registries::set))
         .add(Needs(Admin), routes!(registries::remove))
+        .add(Needs(Admin), routes!(tokens::list))
+        .add(Needs(Admin), routes!(tokens::create))
+        .add(Needs(Admin), routes!(tokens::revoke))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use domain::{
-    Aggregate, Context, Key, Recorded, Slug,
+    Aggregate, Context, DeploymentId, Key, Recorded, Slug,
     project::{self, Declaration, Project},
     route::{self, Host},
     stage::{self, Stage},
@@ -227,7 +227,7 @@ async fn open_and_archive(
         transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Reopen).await?;
     }
     for stage in before.stages.keys().filter(|stage| !after.stages.contains_key(*stage)) {
-        let removal = idempotency::deployment(context, stage.as_str());
+        let removal = DeploymentId(idempotency::id(context, stage.as_str()));
         transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Archive { removal }).await?;
     }
     Ok(())

@@ -9,4 +9,5 @@ mod events;
 mod openapi;
 mod parts;
 mod projects;
+mod promotions;
 mod registries;

@@ -1,4 +1,4 @@
-//! `sluice deploy` and `sluice cancel`.
+//! `sluice deploy`, `sluice rollback` and `sluice cancel`.
 
 use clap::Args;
 use domain::{DeploymentId, Slug};
@@ -22,7 +22,28 @@ pub(crate) struct Deploy {
     /// Look on, step by step, until it has ended; Ctrl-C only ends the looking on
     #[arg(short, long)]
     follow: bool,
+    /// Past the gates of a stage that takes releases only by promotion; for administrators
+    #[arg(long, requires = "reason")]
+    hotfix: bool,
+    /// Why the gates do not matter now; part of the history
+    #[arg(short, long, requires = "hotfix")]
+    reason: Option<String>,
     /// The same key for the same request deploys once, however often it is sent
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Rollback {
+    #[command(flatten)]
+    target: Target,
+    /// To what this deployment had put there; by default to the newest earlier release with another image
+    #[arg(long, value_name = "DEPLOYMENT")]
+    to: Option<DeploymentId>,
+    /// Look on, step by step, until it has ended; Ctrl-C only ends the looking on
+    #[arg(short, long)]
+    follow: bool,
+    /// The same key for the same request goes back once, however often it is sent
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
@@ -40,15 +61,37 @@ pub(crate) struct Cancel {
 }
 
 pub(super) async fn run(args: Deploy, client: &Client, ui: &Ui) -> Result<Code, Failure> {
-    let Deploy { target, image, follow, idempotency_key } = args;
-    let parts = Parts { idempotency_key, ..Parts::body(json!({ "image": image })) };
-    let answer = client.send(Method::POST, &target.path("/deployments"), parts).await?;
+    let Deploy { target, image, follow, hotfix, reason, idempotency_key } = args;
+    let (path, body) = if hotfix {
+        ("/hotfixes", json!({ "image": image, "reason": reason }))
+    } else {
+        ("/deployments", json!({ "image": image }))
+    };
+    requested(&target, path, Parts { idempotency_key, ..Parts::body(body) }, follow, client, ui).await
+}
+
+pub(super) async fn roll_back(args: Rollback, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let Rollback { target, to, follow, idempotency_key } = args;
+    let parts = Parts { idempotency_key, ..Parts::body(json!({ "to": to })) };
+    requested(&target, "/rollback", parts, follow, client, ui).await
+}
+
+/// Asks for a deployment, says which one it is, and looks on where that is wanted.
+async fn requested(
+    target: &Target,
+    path: &str,
+    parts: Parts<'_>,
+    follow: bool,
+    client: &Client,
+    ui: &Ui,
+) -> Result<Code, Failure> {
+    let answer = client.send(Method::POST, &target.path(path), parts).await?;
     let DeploymentAccepted { sequence, deployment, image } = client::read(answer.clone())?;
     if !follow {
         // It is accepted either way, so that the read models lag is no reason to fail.
         let seen = client.get(&format!("/deployments/{deployment}"), &[("at_least", sequence.to_string())]).await;
         let known: Option<Deployment> = seen.and_then(client::read).ok();
-        ui.result(&answer, || headline(&target, deployment, &image))?;
+        ui.result(&answer, || headline(target, deployment, &image))?;
         if known.is_some_and(|known| known.status == Status::Queued) {
             ui.note("it waits until the deployment before it has ended");
         }
@@ -58,10 +101,10 @@ pub(super) async fn run(args: Deploy, client: &Client, ui: &Ui) -> Result<Code, 
     if ui.json {
         ui.entry(&json!({ "accepted": answer }))?;
     } else {
-        ui.line(headline(&target, deployment, &image))?;
+        ui.line(headline(target, deployment, &image))?;
     }
     // From the last event of the decision on: where the stage was idle, that is the dispatch.
-    rollout::follow(client, ui, &target, deployment, sequence.saturating_sub(1)).await
+    rollout::follow(client, ui, target, deployment, sequence.saturating_sub(1)).await
 }
 
 fn headline(target: &Target, deployment: DeploymentId, image: &domain::image::Image) -> String {

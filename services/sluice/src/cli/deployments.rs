@@ -1,7 +1,10 @@
 //! `sluice deployments` and `sluice deployment`.
 
 use clap::Args;
-use domain::{DeploymentId, Slug, stage::Kind};
+use domain::{
+    DeploymentId, Slug,
+    stage::{Kind, Origin},
+};
 use serde_json::json;
 
 use super::{
@@ -124,6 +127,12 @@ fn head(d: &Deployment, ui: &Ui) -> Result<(), Failure> {
     })?;
     ui.line(format!("digest      {}", d.image.digest))?;
     ui.line(format!("requested   {} by {}", ui::date(d.requested_at), d.requested_by))?;
+    match &d.origin {
+        Origin::Direct => {}
+        Origin::Promotion { promotion } => ui.line(format!("promotion   {promotion}"))?,
+        Origin::Hotfix { reason } => ui.line(format!("hotfix      {reason}"))?,
+        Origin::Rollback { to } => ui.line(format!("goes back   to deployment {to}"))?,
+    }
     Ok(())
 }
 

@@ -9,12 +9,14 @@ pub(crate) mod exit;
 mod health;
 mod logs;
 mod project;
+mod promotion;
 mod prompt;
 pub(crate) mod readmodels;
 mod registry;
 mod rollout;
 mod stage;
 mod status;
+mod token;
 mod ui;
 
 use std::process::ExitCode;
@@ -44,6 +46,13 @@ pub(crate) enum Command {
     Stage(stage::Command),
     /// Put an image on a stage
     Deploy(deploy::Deploy),
+    /// Take the release of the stage that this one promotes from: the very bytes that run there
+    Promote(promotion::Promote),
+    /// List, approve, withdraw and verify promotions
+    #[command(subcommand)]
+    Promotion(promotion::Command),
+    /// Go back to an earlier release
+    Rollback(deploy::Rollback),
     /// What serves on each stage, what is on its way and what waits
     Status(status::Status),
     /// Earlier and present deployments, newest first
@@ -58,11 +67,18 @@ pub(crate) enum Command {
     Lock(stage::Lock),
     /// Take new deployments again
     Unlock(stage::Unlock),
+    /// Keep automation away from a stage
+    Hold(stage::Hold),
+    /// Let automation deploy to a stage again
+    Unhold(Target),
     /// The event log: everything that happened
     Events(events::Events),
     /// Sign in to image registries
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Tokens that people and programs sign in with
+    #[command(subcommand)]
+    Token(token::Command),
     /// Whether every part of Sluice works
     Health,
     /// A completion script, e.g. for /etc/bash_completion.d
@@ -126,6 +142,9 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Project(command) => project::run(command, &client, ui).await,
         Command::Stage(command) => stage::run(command, &client, ui).await,
         Command::Deploy(args) => deploy::run(args, &client, ui).await,
+        Command::Promote(args) => promotion::promote(args, &client, ui).await,
+        Command::Promotion(command) => promotion::run(command, &client, ui).await,
+        Command::Rollback(args) => deploy::roll_back(args, &client, ui).await,
         Command::Status(args) => status::run(args, &client, ui).await,
         Command::Deployments(args) => deployments::list(args, &client, ui).await,
         Command::Deployment(args) => deployments::show(args, &client, ui).await,
@@ -133,8 +152,11 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Cancel(args) => deploy::cancel(args, &client, ui).await,
         Command::Lock(args) => stage::lock(args, &client, ui).await,
         Command::Unlock(args) => stage::unlock(args, &client, ui).await,
+        Command::Hold(args) => stage::hold(args, &client, ui).await,
+        Command::Unhold(target) => stage::unhold(target, &client, ui).await,
         Command::Events(args) => events::run(args, &client, ui).await,
         Command::Registry(command) => registry::run(command, &client, ui).await,
+        Command::Token(command) => token::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,
         Command::Completions { .. } => Ok(Code::Ok),
     }

@@ -197,6 +197,13 @@ fn line(event: &stage::Event, so_far: u64) -> Option<String> {
         E::Requested { .. }
         | E::Locked { .. }
         | E::Unlocked { .. }
+        | E::PromotionRequested { .. }
+        | E::PromotionApproved { .. }
+        | E::PromotionAccepted { .. }
+        | E::PromotionRefused { .. }
+        | E::PromotionWithdrawn { .. }
+        | E::HoldSet { .. }
+        | E::HoldLifted {}
         | E::InstanceStarted { .. }
         | E::InstanceExited { .. }
         | E::InstanceOomKilled { .. }
@@ -236,6 +243,13 @@ fn next_work(event: &stage::Event) -> Option<String> {
         | E::Cancelled { .. }
         | E::Locked { .. }
         | E::Unlocked { .. }
+        | E::PromotionRequested { .. }
+        | E::PromotionApproved { .. }
+        | E::PromotionAccepted { .. }
+        | E::PromotionRefused { .. }
+        | E::PromotionWithdrawn { .. }
+        | E::HoldSet { .. }
+        | E::HoldLifted {}
         | E::InstanceStarted { .. }
         | E::InstanceExited { .. }
         | E::InstanceOomKilled { .. }
@@ -273,6 +287,13 @@ fn ended(event: &stage::Event) -> Option<(Outcome, Option<&StepFailure>)> {
         | E::Reverted(_)
         | E::Locked { .. }
         | E::Unlocked { .. }
+        | E::PromotionRequested { .. }
+        | E::PromotionApproved { .. }
+        | E::PromotionAccepted { .. }
+        | E::PromotionRefused { .. }
+        | E::PromotionWithdrawn { .. }
+        | E::HoldSet { .. }
+        | E::HoldLifted {}
         | E::InstanceStarted { .. }
         | E::InstanceExited { .. }
         | E::InstanceOomKilled { .. }

@@ -1,4 +1,4 @@
-//! `sluice stage ...`, `sluice lock` and `sluice unlock`.
+//! `sluice stage ...`, and what keeps others from a stage: `lock`, `unlock`, `hold`, `unhold`.
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
@@ -35,6 +35,15 @@ pub(crate) struct Unlock {
     force: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct Hold {
+    #[command(flatten)]
+    target: Target,
+    /// Why; shown to whoever wonders
+    #[arg(short, long)]
+    reason: String,
+}
+
 pub(super) async fn run(command: Command, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     let Command::Archive(target) = command;
     let stages = format!("/projects/{}/stages", target.project);
@@ -55,5 +64,18 @@ pub(super) async fn unlock(Unlock { target, force }: Unlock, client: &Client, ui
     let parts = Parts { query: &query, ..Parts::default() };
     let answer = client.change(Method::DELETE, &target.path("/lock"), parts, &target.path("")).await?;
     ui.result(&answer, || format!("{target} is unlocked"))?;
+    Ok(Code::Ok)
+}
+
+pub(super) async fn hold(Hold { target, reason }: Hold, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let body = json!({ "reason": reason });
+    let answer = client.change(Method::PUT, &target.path("/hold"), Parts::body(body), &target.path("")).await?;
+    ui.result(&answer, || format!("{target} is on hold: {reason}"))?;
+    Ok(Code::Ok)
+}
+
+pub(super) async fn unhold(target: Target, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let answer = client.change(Method::DELETE, &target.path("/hold"), Parts::default(), &target.path("")).await?;
+    ui.result(&answer, || format!("{target} is not on hold any more"))?;
     Ok(Code::Ok)
 }

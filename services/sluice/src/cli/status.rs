@@ -118,6 +118,12 @@ fn one(answer: &Value, ui: &Ui) -> Result<Code, Failure> {
         ))?;
         ui.line(format!("            deployment {}", queued.deployment))?;
     }
+    if let Some(promotion) = stage.promotion {
+        ui.line(format!("promotion   {promotion} waits for its gates"))?;
+    }
+    if let Some(hold) = &stage.hold {
+        ui.line(format!("on hold     {} by {}: {}", ui::ago(now, hold.since), hold.by, hold.reason))?;
+    }
     if let Some(lock) = &stage.lock {
         ui.line(format!("locked      {} by {}: {}", ui::ago(now, lock.since), lock.owner, lock.reason))?;
     }

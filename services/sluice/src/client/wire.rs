@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use domain::{
-    DeploymentId,
+    DeploymentId, PromotionId, Role, TokenId,
     image::Image,
-    stage::{Failure, Kind, Step},
+    promotion::{Answer, Approval, Check, Gate, Proof},
+    stage::{Failure, Kind, Origin, Step},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -49,6 +50,8 @@ pub(crate) struct Deployment {
     pub(crate) project: String,
     pub(crate) stage: String,
     pub(crate) kind: Kind,
+    #[serde(default)]
+    pub(crate) origin: Origin,
     pub(crate) image: Image,
     pub(crate) status: Status,
     pub(crate) requested_by: String,
@@ -125,6 +128,10 @@ pub(crate) struct Stage {
     pub(crate) active: Option<Active>,
     pub(crate) queue: Vec<Queued>,
     pub(crate) lock: Option<Lock>,
+    #[serde(default)]
+    pub(crate) hold: Option<Hold>,
+    #[serde(default)]
+    pub(crate) promotion: Option<PromotionId>,
     pub(crate) instances: Vec<Instance>,
 }
 
@@ -176,6 +183,71 @@ pub(crate) struct Lock {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct Hold {
+    pub(crate) by: String,
+    pub(crate) reason: String,
+    pub(crate) since: DateTime<Utc>,
+}
+
+/// What would come of a promotion asked for now.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Preview {
+    pub(crate) source: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) image: Option<String>,
+    pub(crate) answer: Answer,
+    pub(crate) checks: Vec<Check>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PromotionAsked {
+    pub(crate) sequence: u64,
+    pub(crate) promotion: PromotionId,
+    pub(crate) status: PromotionStatus,
+    pub(crate) deployment: Option<DeploymentId>,
+    pub(crate) gate: Option<Gate>,
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Promotion {
+    pub(crate) id: PromotionId,
+    pub(crate) project: String,
+    pub(crate) stage: String,
+    pub(crate) source: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) status: PromotionStatus,
+    pub(crate) requested_by: String,
+    pub(crate) requested_at: DateTime<Utc>,
+    pub(crate) approvals: Vec<Approval>,
+    pub(crate) deployment: Option<DeploymentId>,
+    pub(crate) gate: Option<Gate>,
+    pub(crate) reason: Option<String>,
+    pub(crate) proof: Option<Proof>,
+    pub(crate) decided_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PromotionStatus {
+    Waiting,
+    Accepted,
+    Refused,
+    Withdrawn,
+}
+
+impl PromotionStatus {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct Project {
     pub(crate) slug: String,
     pub(crate) name: String,
@@ -191,6 +263,15 @@ pub(crate) struct Registry {
     pub(crate) username: Option<String>,
     pub(crate) changed_by: String,
     pub(crate) changed_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Token {
+    pub(crate) id: TokenId,
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) created_by: String,
+    pub(crate) created_at: DateTime<Utc>,
 }
 
 /// An event, from the index or from the stream.

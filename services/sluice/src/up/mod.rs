@@ -83,10 +83,11 @@ async fn start(
     let nats = ("NATS_URL", OsString::from(nats_url));
     let database = ("DATABASE_URL", OsString::from(database_url));
     let token = ("ADMIN_TOKEN", OsString::from(&generated.admin_token));
-    let roles: [(&'static str, Vec<(&'static str, OsString)>); 4] = [
+    let roles: [(&'static str, Vec<(&'static str, OsString)>); 5] = [
         ("edge", vec![nats.clone()]),
         ("projector", vec![nats.clone(), database.clone()]),
         ("deployer", vec![nats.clone()]),
+        ("watcher", vec![nats.clone()]),
         ("api", vec![nats, database, token]),
     ];
     for (role, env) in roles {

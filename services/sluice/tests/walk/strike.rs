@@ -75,7 +75,7 @@ impl Target {
             }
             Target::All => {
                 // The supervisor first, or it would begin to start the others again.
-                let parts = ["up", "deployer", "projector", "api", "edge", "nats-server", "postgres"];
+                let parts = ["up", "deployer", "watcher", "projector", "api", "edge", "nats-server", "postgres"];
                 // One that is being started again at this moment has no process to kill.
                 let pids: Vec<Pid> = parts.into_iter().filter_map(|part| sluice.pid(part).ok()).collect();
                 for pid in pids {

@@ -1,7 +1,13 @@
 //! What a stage does with a command.
 
-use super::{Event, Failure, Instance, Kind, Outcome, Queued, Rollout, Spec, Stage, Step, StepDone, next_step};
-use crate::{DeploymentId, settings::QueuePolicy};
+use super::{
+    Attempt, Decision, Event, Failure, Instance, Kind, Origin, Outcome, Queued, Rollout, Spec, Stage, Step, StepDone,
+    next_step, promote,
+};
+use crate::{
+    DeploymentId, PromotionId, Role, Slug,
+    settings::{QueuePolicy, StageSettings},
+};
 
 #[derive(Debug, Clone)]
 pub enum Command {
@@ -10,6 +16,51 @@ pub enum Command {
         spec: Spec,
         node: String,
     },
+    /// Like `Request`, past the stage's gates.
+    Hotfix {
+        deployment: DeploymentId,
+        spec: Spec,
+        node: String,
+        by: String,
+        reason: String,
+    },
+    /// Back to an earlier release: to the newest with other bytes, unless one is named.
+    Rollback {
+        deployment: DeploymentId,
+        to: Option<DeploymentId>,
+        /// As declared now: see [`StageSettings::again`].
+        settings: Box<StageSettings>,
+        node: String,
+        by: String,
+    },
+    /// Asks for the release of the stage that this one promotes from.
+    Promote {
+        /// Only if it is this one.
+        digest: Option<String>,
+        by: String,
+        /// Waits for gates that may pass later, instead of being refused by them. It always waits for approvals.
+        wait: bool,
+        attempt: Box<Attempt>,
+    },
+    /// Agrees to a promotion that waits.
+    Approve {
+        by: String,
+        role: Role,
+        attempt: Box<Attempt>,
+    },
+    /// Looks at a promotion that waits again.
+    Reconsider {
+        attempt: Box<Attempt>,
+    },
+    Withdraw {
+        promotion: PromotionId,
+        reason: String,
+    },
+    Hold {
+        by: String,
+        reason: String,
+    },
+    LiftHold,
     Cancel {
         deployment: DeploymentId,
         reason: Option<String>,
@@ -91,6 +142,32 @@ pub enum Rejection {
     OthersLock { owner: String },
     #[error("a lock needs an owner and a reason of 1 to 500 characters")]
     BadLock,
+    #[error(
+        "this stage takes releases only by promotion from {from}: `sluice promote`, or deploy with --hotfix and a reason to go past its gates"
+    )]
+    PromotionOnly { from: Slug },
+    #[error("{} waits for a decision already: approve or withdraw it first", .0)]
+    PromotionWaits(PromotionId),
+    #[error("this stage has no such promotion: `sluice promotion list` shows them")]
+    UnknownPromotion,
+    #[error("this promotion has been {} already", decision_name(*.0))]
+    Decided(Decision),
+    #[error("you asked for this promotion: somebody else has to approve it")]
+    OwnPromotion,
+    #[error("your approval does not count here: the role {needed} or a higher one is needed")]
+    ApprovalDoesNotCount { needed: Role },
+    #[error("a reason of 1 to 500 characters is needed")]
+    NoReason,
+    #[error("this stage is not on hold")]
+    NotOnHold,
+    #[error("there is no earlier release to go back to")]
+    NoEarlierRelease,
+    #[error("this deployment is what the stage runs already")]
+    AlreadyCurrent,
+    #[error(
+        "this deployment is not among the earlier releases that the stage remembers: deploy or promote its image instead"
+    )]
+    ReleaseForgotten,
     #[error("another worker ({worker}) has taken over this deployment")]
     Fenced { worker: String },
     #[error("the rollout is not at this step (it is at {})", .expected.map_or("its end".to_owned(), |step| format!("{step:?}")))]
@@ -111,9 +188,29 @@ fn outcome_name(outcome: Outcome) -> &'static str {
     }
 }
 
+fn decision_name(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Accepted => "accepted",
+        Decision::Refused => "refused",
+        Decision::Withdrawn => "withdrawn",
+    }
+}
+
 pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Rejection> {
     match command {
-        Command::Request { deployment, spec, node } => request(stage, deployment, spec, node),
+        Command::Request { deployment, spec, node } => request(stage, deployment, spec, node, Origin::Direct),
+        Command::Hotfix { deployment, spec, node, by, reason } => {
+            promote::hotfix(stage, deployment, spec, node, by, reason)
+        }
+        Command::Rollback { deployment, to, settings, node, by } => {
+            promote::rollback(stage, deployment, to, *settings, node, by)
+        }
+        Command::Promote { digest, by, wait, attempt } => promote::promote(stage, digest, by, wait, *attempt),
+        Command::Approve { by, role, attempt } => promote::approve(stage, by, role, *attempt),
+        Command::Reconsider { attempt } => promote::reconsider(stage, *attempt),
+        Command::Withdraw { promotion, reason } => promote::withdraw(stage, promotion, reason),
+        Command::Hold { by, reason } => promote::hold(stage, by, reason),
+        Command::LiftHold => promote::lift_hold(stage),
         Command::Cancel { deployment, reason } => cancel(stage, deployment, reason),
         Command::Lock { owner, reason } => lock(stage, owner, reason),
         Command::Unlock { owner, force } => unlock(stage, owner, force),
@@ -134,12 +231,23 @@ pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Reje
     }
 }
 
-fn request(stage: &Stage, deployment: DeploymentId, spec: Spec, node: String) -> Result<Vec<Event>, Rejection> {
+pub(super) fn request(
+    stage: &Stage,
+    deployment: DeploymentId,
+    spec: Spec,
+    node: String,
+    origin: Origin,
+) -> Result<Vec<Event>, Rejection> {
     if stage.knows(deployment) {
         return Ok(vec![]);
     }
     if stage.archived {
         return Err(Rejection::Archived);
+    }
+    // Bytes that run here already came through the gates: they may be deployed again, under changed settings.
+    let here = stage.current.as_ref().is_some_and(|current| current.spec.image.digest == spec.image.digest);
+    if let (Origin::Direct, Some(from), false) = (&origin, &spec.settings.promote_from, here) {
+        return Err(Rejection::PromotionOnly { from: from.clone() });
     }
     if let Some(lock) = &stage.lock {
         return Err(Rejection::Locked { owner: lock.owner.clone(), reason: lock.reason.clone() });
@@ -153,7 +261,7 @@ fn request(stage: &Stage, deployment: DeploymentId, spec: Spec, node: String) ->
         }
         QueuePolicy::Keep => vec![],
     };
-    let mut events = vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec }];
+    let mut events = vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec, origin }];
     events.extend(superseded);
     if stage.active.is_none() {
         events.push(Event::Dispatched { deployment, node });
@@ -209,6 +317,12 @@ fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
         return vec![];
     }
     let mut events = vec![Event::Archived {}];
+    events.extend(
+        stage.promotion.as_ref().map(|waiting| Event::PromotionWithdrawn {
+            promotion: waiting.id,
+            reason: "the stage was archived".into(),
+        }),
+    );
     events.extend(stage.queue.iter().map(|queued| Event::Cancelled { deployment: queued.deployment }));
     let template = stage.current.as_ref().map(|release| (&release.spec, removal)).or_else(|| {
         // Not yet serving, but about to: removed when it has ended, whichever way.
@@ -216,7 +330,13 @@ fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
     });
     if let Some((spec, deployment)) = template {
         let node = stage.node().unwrap_or_default().to_owned();
-        events.push(Event::Requested { deployment, kind: Kind::Removal, node: node.clone(), spec: spec.clone() });
+        events.push(Event::Requested {
+            deployment,
+            kind: Kind::Removal,
+            node: node.clone(),
+            spec: spec.clone(),
+            origin: Origin::Direct,
+        });
         if stage.active.is_none() {
             events.push(Event::Dispatched { deployment, node });
         }
@@ -340,6 +460,13 @@ impl Event {
             | Event::Cancelled { .. }
             | Event::Locked { .. }
             | Event::Unlocked { .. }
+            | Event::PromotionRequested { .. }
+            | Event::PromotionApproved { .. }
+            | Event::PromotionAccepted { .. }
+            | Event::PromotionRefused { .. }
+            | Event::PromotionWithdrawn { .. }
+            | Event::HoldSet { .. }
+            | Event::HoldLifted {}
             | Event::InstanceStarted { .. }
             | Event::InstanceExited { .. }
             | Event::InstanceOomKilled { .. }

@@ -1,8 +1,10 @@
-//! A stage: one release that serves, at most one deployment on its way, a queue behind it, a lock.
+//! A stage: one release that serves, at most one deployment on its way, a queue behind it, a lock, a hold, and at most
+//! one promotion that waits.
 //!
-//! "One at a time", the queue and the lock are decided here and nowhere else.
+//! "One at a time", the queue and what may enter it are decided here and nowhere else.
 
 mod decide;
+mod promote;
 pub mod rollout;
 #[cfg(test)]
 mod tests;
@@ -13,9 +15,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use decide::{Command, Observed, Rejection};
+pub use promote::Attempt;
 pub use rollout::{Rollout, Step, next_step};
 
-use crate::{Aggregate, DeploymentId, Key, Slug, image::Image, settings::StageSettings};
+use crate::{
+    Aggregate, DeploymentId, Key, PromotionId, Role, Slug,
+    image::Image,
+    promotion::{Approval, Gate, Promotion, Proof},
+    settings::StageSettings,
+};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +31,14 @@ use crate::{Aggregate, DeploymentId, Key, Slug, image::Image, settings::StageSet
 pub enum Event {
     /// Accepted; carries everything that is needed to work on it, or to judge it years later.
     #[serde(rename = "deployment.requested.v1")]
-    Requested { deployment: DeploymentId, kind: Kind, node: String, spec: Spec },
+    Requested {
+        deployment: DeploymentId,
+        kind: Kind,
+        node: String,
+        spec: Spec,
+        #[serde(default, skip_serializing_if = "Origin::is_direct")]
+        origin: Origin,
+    },
     /// A newer request took its place before its turn came.
     #[serde(rename = "deployment.superseded.v1")]
     Superseded { deployment: DeploymentId, by: DeploymentId },
@@ -81,6 +96,31 @@ pub enum Event {
     Locked { owner: String, reason: String },
     #[serde(rename = "lock.released.v1")]
     Unlocked { owner: String },
+    /// Somebody asked for the release of another stage.
+    #[serde(rename = "promotion.requested.v1")]
+    PromotionRequested {
+        promotion: PromotionId,
+        from: Slug,
+        /// None where the source ran nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
+        by: String,
+    },
+    #[serde(rename = "promotion.approved.v1")]
+    PromotionApproved { promotion: PromotionId, by: String, role: Role },
+    /// Every gate has passed; the deployment follows.
+    #[serde(rename = "promotion.accepted.v1")]
+    PromotionAccepted { promotion: PromotionId, deployment: DeploymentId, proof: Proof },
+    #[serde(rename = "promotion.refused.v1")]
+    PromotionRefused { promotion: PromotionId, gate: Gate, reason: String },
+    /// Called off by a person, or for a newer one.
+    #[serde(rename = "promotion.withdrawn.v1")]
+    PromotionWithdrawn { promotion: PromotionId, reason: String },
+    /// Automation leaves the stage alone until it is lifted.
+    #[serde(rename = "hold.set.v1")]
+    HoldSet { by: String, reason: String },
+    #[serde(rename = "hold.lifted.v1")]
+    HoldLifted {},
     #[serde(rename = "instance.started.v1")]
     InstanceStarted { deployment: DeploymentId, instance: String, address: Option<String> },
     #[serde(rename = "instance.exited.v1")]
@@ -104,6 +144,32 @@ pub enum Kind {
     Release,
     /// Takes the last release off an archived stage.
     Removal,
+}
+
+/// Why a deployment was requested.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    /// Somebody asked for this image.
+    #[default]
+    Direct,
+    Promotion {
+        #[schema(value_type = uuid::Uuid)]
+        promotion: PromotionId,
+    },
+    /// Past the stage's gates, by somebody who may do that.
+    Hotfix { reason: String },
+    /// Back to what an earlier deployment had put there.
+    Rollback {
+        #[schema(value_type = uuid::Uuid)]
+        to: DeploymentId,
+    },
+}
+
+impl Origin {
+    fn is_direct(&self) -> bool {
+        *self == Self::Direct
+    }
 }
 
 /// What runs: the image by digest, under the settings of the moment of the request.
@@ -165,6 +231,13 @@ pub struct Lock {
     pub reason: String,
 }
 
+/// Keeps automation from undoing what a person did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub by: String,
+    pub reason: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queued {
     pub deployment: DeploymentId,
@@ -182,6 +255,21 @@ pub enum Outcome {
     RolledBack,
     Cancelled,
     Superseded,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    Accepted,
+    Refused,
+    Withdrawn,
+}
+
+/// How a promotion ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    pub promotion: PromotionId,
+    pub decision: Decision,
 }
 
 /// How a deployment ended.
@@ -209,6 +297,11 @@ pub struct Stage {
     pub earlier: VecDeque<Release>,
     /// Newest first.
     pub ended: VecDeque<Ended>,
+    pub hold: Option<Hold>,
+    /// The one that waits for its gates.
+    pub promotion: Option<Promotion>,
+    /// Newest first.
+    pub decided: VecDeque<Decided>,
     /// The node of the last request.
     node: Option<String>,
 }
@@ -260,6 +353,12 @@ impl Stage {
         self.ended.truncate(HISTORY);
     }
 
+    fn decided(&mut self, promotion: PromotionId, decision: Decision) {
+        self.promotion.take_if(|pending| pending.id == promotion);
+        self.decided.push_front(Decided { promotion, decision });
+        self.decided.truncate(HISTORY);
+    }
+
     fn take_active(&mut self, deployment: DeploymentId) -> Option<Rollout> {
         self.active.take_if(|active| active.deployment == deployment)
     }
@@ -308,7 +407,7 @@ impl Aggregate for Stage {
 
     fn evolve(&mut self, event: &Event) {
         match event {
-            Event::Requested { deployment, kind, node, spec } => {
+            Event::Requested { deployment, kind, node, spec, origin: _ } => {
                 self.node = Some(node.clone());
                 self.queue.push_back(Queued {
                     deployment: *deployment,
@@ -382,6 +481,25 @@ impl Aggregate for Stage {
                 self.lock = Some(Lock { owner: owner.clone(), reason: reason.clone() });
             }
             Event::Unlocked { .. } => self.lock = None,
+            Event::PromotionRequested { promotion, from, digest, by } => {
+                self.promotion = Some(Promotion {
+                    id: *promotion,
+                    from: from.clone(),
+                    digest: digest.clone(),
+                    by: by.clone(),
+                    approvals: vec![],
+                });
+            }
+            Event::PromotionApproved { promotion, by, role } => {
+                if let Some(pending) = self.promotion.as_mut().filter(|pending| pending.id == *promotion) {
+                    pending.approvals.push(Approval { by: by.clone(), role: *role });
+                }
+            }
+            Event::PromotionAccepted { promotion, .. } => self.decided(*promotion, Decision::Accepted),
+            Event::PromotionRefused { promotion, .. } => self.decided(*promotion, Decision::Refused),
+            Event::PromotionWithdrawn { promotion, .. } => self.decided(*promotion, Decision::Withdrawn),
+            Event::HoldSet { by, reason } => self.hold = Some(Hold { by: by.clone(), reason: reason.clone() }),
+            Event::HoldLifted {} => self.hold = None,
             Event::InstanceStarted { instance, address, .. } => {
                 let known = self.current.iter_mut().flat_map(|release| &mut release.instances);
                 // A rollout's own picture of the old release must not go stale either.

@@ -7,6 +7,7 @@ mod commands;
 mod follow;
 mod logs;
 mod power_loss;
+mod promotion;
 mod rpc;
 mod transaction;
 mod vault;

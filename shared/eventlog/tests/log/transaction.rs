@@ -143,3 +143,39 @@ async fn an_empty_transaction_commits_to_what_it_has_seen() {
     let committed = tx.commit().await.expect("committed");
     assert_eq!((committed.sequence, committed.events.len()), (1, 0));
 }
+
+#[tokio::test]
+async fn nothing_is_written_when_what_was_to_stand_still_has_changed() {
+    let (nats, log) = start().await;
+    let other = connect(&nats).await;
+    // The last was never written to.
+    let watched = [host("a.test"), host("b.test")];
+    log.execute(&watched[0], claim("/", "dev"), &context()).await.expect("claimed");
+    for (round, changed) in watched.iter().enumerate() {
+        let mut tx = log.transaction(&context());
+        for key in &watched {
+            tx.still(key).await.expect("loaded");
+        }
+        for path in 0..3 {
+            tx.decide(&host("c.test"), claim(format!("/{round}-{path}"), "dev")).await.expect("decided");
+        }
+        other.execute(changed, claim(format!("/other-{round}"), "dev"), &context()).await.expect("claimed");
+        let before = log.last_sequence().await.expect("answers");
+        assert!(matches!(tx.commit().await, Err(CommitError::Conflict)), "round {round}");
+        assert_eq!(log.last_sequence().await.expect("answers"), before);
+    }
+}
+
+#[tokio::test]
+async fn what_stood_still_lets_a_decision_pass_and_is_not_written_to() {
+    let (_nats, log) = start().await;
+    log.execute(&host("a.test"), claim("/", "dev"), &context()).await.expect("claimed");
+    let mut tx = log.transaction(&context());
+    assert_eq!(tx.still(&host("a.test")).await.expect("loaded").version, 1);
+    assert_eq!(tx.still(&host("b.test")).await.expect("loaded").version, 0);
+    for path in ["/1", "/2", "/3"] {
+        tx.decide(&host("c.test"), claim(path, "dev")).await.expect("decided");
+    }
+    assert_eq!(tx.commit().await.expect("committed").sequence, 4);
+    assert_eq!(log.load(&host("a.test")).await.expect("loads").version, 1);
+}

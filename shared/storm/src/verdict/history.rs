@@ -77,6 +77,13 @@ fn stories(events: &[Recorded]) -> BTreeMap<DeploymentId, Story> {
             }
             E::Locked { .. }
             | E::Unlocked { .. }
+            | E::PromotionRequested { .. }
+            | E::PromotionApproved { .. }
+            | E::PromotionAccepted { .. }
+            | E::PromotionRefused { .. }
+            | E::PromotionWithdrawn { .. }
+            | E::HoldSet { .. }
+            | E::HoldLifted {}
             | E::InstanceStarted { .. }
             | E::InstanceExited { .. }
             | E::InstanceOomKilled { .. }
@@ -165,6 +172,7 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Stage(_) => "stage",
         Event::Route(_) => "route",
         Event::Registry(_) => "registry",
+        Event::Token(_) => "token",
     }
 }
 

@@ -1,0 +1,27 @@
+//! Looks after what time alone may change: promotions that wait for their gates.
+//!
+//! Owns: when something is looked at again. What comes of it is decided by the aggregates, from evidence that must still
+//! hold at the commit: any number of watchers may look at the same thing, and it happens once.
+//!
+//! Must never import: another service, async-nats, sqlx, bollard.
+
+mod promotions;
+
+use anyhow::Result;
+use eventlog::EventLog;
+use tokio_util::sync::CancellationToken;
+
+/// Settings of a watcher.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `NODE`: where deployments run.
+    pub node: String,
+}
+
+/// Watches until `shutdown`. Outlives outages of NATS; fails on an event that this version cannot read.
+pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> Result<()> {
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = promotions::run(&config, &log) => ended,
+    }
+}
