@@ -268,7 +268,7 @@ impl History {
         let place = &mut self.places[at];
         place.settings.env.insert("FEATURES".into(), format!("set-{version}"));
         let (project, stage, settings) = (place.project, place.slug.clone(), place.settings.clone());
-        self.project(project, project::Command::ApplyStage { stage, settings })
+        self.project(project, project::Command::ApplyStage { stage, settings: Box::new(settings) })
     }
 
     fn sign_in(&mut self) -> Result<()> {

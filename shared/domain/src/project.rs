@@ -59,7 +59,7 @@ pub enum Command {
     /// Creates one stage, or changes it.
     ApplyStage {
         stage: Slug,
-        settings: StageSettings,
+        settings: Box<StageSettings>,
     },
     ArchiveStage {
         stage: Slug,
@@ -212,7 +212,7 @@ impl Aggregate for Project {
             }
             Command::ApplyStage { stage, settings } => {
                 self.open()?;
-                self.check(&BTreeMap::from([(stage.clone(), settings.clone())]))?;
+                self.check(&BTreeMap::from([(stage.clone(), StageSettings::clone(&settings))]))?;
                 Ok(self.change_stage(&stage, &settings).into_iter().collect())
             }
             Command::ArchiveStage { stage } => {

@@ -119,7 +119,7 @@ fn samples() -> Vec<(String, serde_json::Value)> {
                 deployment,
                 kind: Kind::Release,
                 node: "local".into(),
-                spec: Spec { image, settings },
+                spec: Box::new(Spec { image, settings }),
                 origin: Origin::Direct,
             },
             Superseded { deployment, by: DeploymentId(Uuid::from_u128(11)) },

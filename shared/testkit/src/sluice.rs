@@ -133,28 +133,17 @@ impl Sluice {
         self.output_with_input(arguments, "").await
     }
 
-    /// The same, with `input` on its standard input.
-    pub async fn output_with_input(&self, arguments: &[&str], input: &str) -> Result<Output> {
-        let what = || format!("`sluice {}`", arguments.join(" "));
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting {}", what()))?;
-        let mut stdin = child.stdin.take().context("its standard input")?;
-        let talk = async {
-            // A command that does not read it has closed it by then.
-            stdin.write_all(input.as_bytes()).await.ok();
-            drop(stdin);
-            child.wait_with_output().await
-        };
-        let output = timeout(COMMAND_LIMIT, talk).await.with_context(|| format!("{} hangs", what()))?;
-        output.with_context(|| format!("running {}", what()))
+    /// The same, signed in with another token than the administrator's.
+    pub async fn output_as(&self, token: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(arguments);
+        command.env("API_TOKEN", token);
+        converse(command, arguments, "").await
     }
 
+    /// The same, with `input` on its standard input.
+    pub async fn output_with_input(&self, arguments: &[&str], input: &str) -> Result<Output> {
+        converse(self.command(arguments), arguments, input).await
+    }
     /// A command line that must succeed; its standard output.
     pub async fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.output(arguments).await?;
@@ -246,6 +235,27 @@ impl Drop for Sluice {
             wait(&mut || test_kill_process(edge).is_ok());
         }
     }
+}
+
+/// Runs a command line to its end, with `input` on its standard input.
+async fn converse(mut command: Command, arguments: &[&str], input: &str) -> Result<Output> {
+    let what = || format!("`sluice {}`", arguments.join(" "));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("starting {}", what()))?;
+    let mut stdin = child.stdin.take().context("its standard input")?;
+    let talk = async {
+        // A command that does not read it has closed it by then.
+        stdin.write_all(input.as_bytes()).await.ok();
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    let output = timeout(COMMAND_LIMIT, talk).await.with_context(|| format!("{} hangs", what()))?;
+    output.with_context(|| format!("running {}", what()))
 }
 
 fn interrupt(up: &Child) -> Result<()> {

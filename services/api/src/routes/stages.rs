@@ -83,7 +83,7 @@ pub(crate) async fn apply(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<StageSettings>,
 ) -> Result<Taken<Applied>, Error> {
-    let command = project::Command::ApplyStage { stage: path.stage, settings: asked.body };
+    let command = project::Command::ApplyStage { stage: path.stage, settings: Box::new(asked.body) };
     Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
 }
 

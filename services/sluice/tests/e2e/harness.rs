@@ -78,6 +78,13 @@ impl Sluice {
         self.installation.output(args).await.expect("it runs")
     }
 
+    /// A command line of somebody who signs in with `token`: exit code and everything that it said.
+    pub(crate) async fn run_as(&self, token: &str, args: &[&str]) -> (i32, String) {
+        let output = self.installation.output_as(token, args).await.expect("it runs");
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code().expect("an exit code"), said)
+    }
+
     /// With `input` on standard input.
     pub(crate) async fn run_with_input(&self, args: &[&str], input: &str) -> Output {
         self.installation.output_with_input(args, input).await.expect("it runs")

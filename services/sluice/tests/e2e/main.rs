@@ -3,4 +3,5 @@
 mod bad_input;
 mod deploy;
 mod harness;
+mod release;
 mod restart;

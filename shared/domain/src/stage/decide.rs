@@ -261,7 +261,8 @@ pub(super) fn request(
         }
         QueuePolicy::Keep => vec![],
     };
-    let mut events = vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec, origin }];
+    let mut events =
+        vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec: Box::new(spec), origin }];
     events.extend(superseded);
     if stage.active.is_none() {
         events.push(Event::Dispatched { deployment, node });
@@ -334,7 +335,7 @@ fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
             deployment,
             kind: Kind::Removal,
             node: node.clone(),
-            spec: spec.clone(),
+            spec: Box::new(spec.clone()),
             origin: Origin::Direct,
         });
         if stage.active.is_none() {

@@ -35,7 +35,7 @@ pub enum Event {
         deployment: DeploymentId,
         kind: Kind,
         node: String,
-        spec: Spec,
+        spec: Box<Spec>,
         #[serde(default, skip_serializing_if = "Origin::is_direct")]
         origin: Origin,
     },
@@ -413,7 +413,7 @@ impl Aggregate for Stage {
                     deployment: *deployment,
                     kind: *kind,
                     node: node.clone(),
-                    spec: Arc::new(spec.clone()),
+                    spec: Arc::new(Spec::clone(spec)),
                 });
             }
             Event::Superseded { deployment, .. } => self.end(*deployment, Outcome::Superseded),

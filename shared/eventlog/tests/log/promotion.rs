@@ -117,7 +117,7 @@ async fn promotions_that_race_with_deployments_to_the_source_are_all_proven() {
         }
         promotions
     };
-    let ((), promotions) = soon(async { tokio::join!(deployments, promotions) }).await;
+    let ((), promotions) = soon(Box::pin(async { tokio::join!(deployments, promotions) })).await;
     let mut proven = 0;
     for promotion in promotions {
         if let Some(verification) = log.verify_promotion(promotion).await.expect("read") {
