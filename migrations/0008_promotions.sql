@@ -21,6 +21,8 @@ create table promotions (
 create index on promotions (requested_sequence);
 create index on promotions (project, stage, requested_sequence);
 
+alter table projects add column auto_promote boolean not null default false;
+
 alter table stages add column hold jsonb;
 -- The promotion that waits for its gates.
 alter table stages add column promotion uuid;

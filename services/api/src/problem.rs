@@ -218,6 +218,8 @@ impl Error {
                 stage::Rejection::OwnPromotion => (S::FORBIDDEN, "own_promotion", ""),
                 stage::Rejection::ApprovalDoesNotCount { .. } => (S::FORBIDDEN, "approval_does_not_count", ""),
                 stage::Rejection::NoReason => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                stage::Rejection::OnHold { .. } => (S::CONFLICT, "on_hold", ""),
+                stage::Rejection::NothingToPromote => (S::CONFLICT, "nothing_to_promote", ""),
                 stage::Rejection::NotOnHold => (S::CONFLICT, "not_on_hold", ""),
                 stage::Rejection::NoEarlierRelease => (S::CONFLICT, "no_earlier_release", ""),
                 stage::Rejection::AlreadyCurrent => (S::CONFLICT, "already_current", ""),

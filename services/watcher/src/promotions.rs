@@ -4,32 +4,24 @@ use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use domain::{
-    Context, DeploymentId, Event, Key, PromotionId, Recorded, Slug, project,
+    Event, Key, PromotionId, Recorded, project,
     stage::{self, Command, Stage},
 };
-use eventlog::{CommitError, EventLog, ExecuteError, Transaction};
+use eventlog::{EventLog, ExecuteError};
 use futures::StreamExt;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::Config;
+use crate::{
+    Config,
+    look::{Place, Trouble, look},
+};
 
 /// Gates are told in seconds, windows in minutes.
 const LOOK: Duration = Duration::from_secs(1);
 const SUBJECTS: &str = "sluice.events.stage.*.*.promotion.>";
 
 /// Where each of them would be put.
-type Waiting = BTreeMap<PromotionId, (Slug, Slug)>;
-
-/// Why a look came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Project(ExecuteError<project::Rejection>),
-    #[error(transparent)]
-    Stage(ExecuteError<stage::Rejection>),
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-}
+type Waiting = BTreeMap<PromotionId, Place>;
 
 /// Ends only with an error.
 pub(crate) async fn run(config: &Config, log: &EventLog) -> Result<()> {
@@ -44,8 +36,8 @@ pub(crate) async fn run(config: &Config, log: &EventLog) -> Result<()> {
                 None => bail!("the watcher stopped: the event log was closed"),
             },
             _ = looks.tick() => {
-                for (promotion, (project, stage)) in &waiting {
-                    look(config, log, *promotion, (project, stage)).await;
+                for (promotion, place) in &waiting {
+                    reconsider(config, log, *promotion, place).await;
                 }
             }
         }
@@ -56,11 +48,7 @@ fn note(waiting: &mut Waiting, recorded: &Recorded) {
     let Event::Stage(event) = &recorded.event else { return };
     match event {
         stage::Event::PromotionRequested { promotion, .. } => {
-            // Both were slugs when they were written.
-            let slug = |name: Option<&str>| name.and_then(|name| name.parse().ok());
-            if let (Some(project), Some(stage)) = (slug(recorded.project()), slug(recorded.stage())) {
-                waiting.insert(*promotion, (project, stage));
-            }
+            waiting.extend(Place::of(recorded).map(|place| (*promotion, place)));
         }
         stage::Event::PromotionAccepted { promotion, .. }
         | stage::Event::PromotionRefused { promotion, .. }
@@ -71,45 +59,27 @@ fn note(waiting: &mut Waiting, recorded: &Recorded) {
     }
 }
 
-async fn look(config: &Config, log: &EventLog, promotion: PromotionId, stage: (&Slug, &Slug)) {
-    let context = runtime::clock::context("watcher");
-    let key = &Key::<Stage>::stage(stage.0, stage.1);
-    let looked = match reconsider(config, log, promotion, stage, &context).await {
+async fn reconsider(config: &Config, log: &EventLog, promotion: PromotionId, place: &Place) {
+    let looked = look(config, log, promotion, place, |attempt| Command::Reconsider { attempt }).await;
+    let ended = match looked {
         // What it was to pass is not there any more.
         Err(Trouble::Project(ExecuteError::Rejected(rejection))) => {
-            let command = Command::Withdraw { promotion, reason: rejection.to_string() };
-            log.execute(key, command, &context).await.map(drop).map_err(Trouble::Stage)
+            withdraw(log, promotion, place, &rejection).await.map_err(Trouble::Stage)
         }
-        looked => looked,
+        looked => looked.map(drop),
     };
-    match looked {
-        // Somebody else has ended it, or the queue is full: the next look tells.
-        Ok(()) | Err(Trouble::Stage(ExecuteError::Rejected(_)) | Trouble::Commit(CommitError::Conflict)) => {}
-        Err(trouble) => {
-            let error = format!("{:#}", anyhow::Error::new(trouble));
-            tracing::warn!(%promotion, error, "a promotion could not be looked at; trying again");
-        }
+    if let Err(trouble) = ended {
+        trouble.tell(place);
     }
 }
 
-async fn reconsider(
-    config: &Config,
+async fn withdraw(
     log: &EventLog,
     promotion: PromotionId,
-    stage: (&Slug, &Slug),
-    context: &Context,
-) -> Result<(), Trouble> {
-    let key = &Key::<Stage>::stage(stage.0, stage.1);
-    let deployment = DeploymentId(runtime::clock::new_id());
-    let decide = |mut transaction: Transaction| async move {
-        let attempt = transaction.attempt(stage, promotion, deployment, &config.node).await;
-        let attempt = Box::new(attempt.map_err(Trouble::Project)?);
-        transaction.decide(key, Command::Reconsider { attempt }).await.map_err(Trouble::Stage)?;
-        Ok::<_, Trouble>(transaction)
-    };
-    let committed = log.transact(context, decide).await?;
-    if !committed.events.is_empty() {
-        tracing::info!(%promotion, project = %stage.0, stage = %stage.1, "a promotion that waited was decided");
-    }
-    Ok(())
+    place: &Place,
+    why: &project::Rejection,
+) -> Result<(), ExecuteError<stage::Rejection>> {
+    let command = Command::Withdraw { promotion, reason: why.to_string() };
+    let key = Key::<Stage>::stage(&place.project, &place.stage);
+    log.execute(&key, command, &runtime::clock::context(crate::ACTOR)).await.map(drop)
 }

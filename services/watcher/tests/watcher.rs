@@ -61,7 +61,11 @@ impl Lab {
     async fn declare(&self, from: Option<&str>, gates: Gates) {
         let prod = StageSettings { promote_from: from.map(slug), gates, ..StageSettings::default() };
         let stages = [(slug("dev"), StageSettings::default()), (slug("prod"), prod)].into();
-        let command = project::Command::Apply { slug: slug("shop"), declaration: Declaration { name: None, stages } };
+        self.apply(Declaration { stages, ..Declaration::default() }).await;
+    }
+
+    async fn apply(&self, declaration: Declaration) {
+        let command = project::Command::Apply { slug: slug("shop"), declaration };
         self.log.execute(&Key::<Project>::project(&slug("shop")), command, &context()).await.expect("declared");
     }
 
@@ -73,9 +77,14 @@ impl Lab {
             Image { requested: "shop".into(), digest: format!("sha256:{version:064}"), source: Source::Registry };
         let spec = Spec { image, settings: StageSettings::default() };
         run(Command::Request { deployment, spec, node: NODE.into() }).await;
+        self.carry("dev", deployment).await;
+    }
+
+    async fn carry(&self, stage: &str, deployment: DeploymentId) {
+        let run = async |command| self.log.execute(&key(stage), command, &context()).await.expect("accepted");
         run(Command::Start { deployment, worker: "w".into() }).await;
         while let Some(step) =
-            self.log.load(&key("dev")).await.expect("loads").state.active.as_ref().and_then(next_step)
+            self.log.load(&key(stage)).await.expect("loads").state.active.as_ref().and_then(next_step)
         {
             let instances = vec![Instance { name: "c".into(), container: "c".into(), address: None }];
             run(Command::Complete { deployment, worker: "w".into(), step, elapsed_ms: 1, instances }).await;
@@ -110,6 +119,18 @@ impl Lab {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), found).await.expect("in time")
+    }
+
+    /// Waits until `version` was promoted, and carries its deployment to its end.
+    async fn promoted(&self, version: u8) {
+        let digest = format!("sha256:{version:064}");
+        let deployment = self
+            .saw(|event| match event {
+                stage::Event::Requested { deployment, spec, .. } if spec.image.digest == digest => Some(*deployment),
+                _ => None,
+            })
+            .await;
+        self.carry("prod", deployment).await;
     }
 
     async fn stop(mut self) {
@@ -180,5 +201,31 @@ async fn one_whose_stage_promotes_from_nowhere_any_more_is_withdrawn() {
         })
         .await;
     assert!(reason.contains("promotes from no other"), "{reason}");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_project_that_promotes_by_itself_carries_every_release_on_but_not_to_a_stage_on_hold() {
+    let mut lab = Lab::start(soak(500)).await;
+    lab.watch().await;
+    lab.watch().await;
+    lab.apply(Declaration { auto_promote: Some(true), ..Declaration::default() }).await;
+    lab.promoted(1).await;
+    lab.deploy(2).await;
+    lab.promoted(2).await;
+    let run = async |command| lab.log.execute(&key("prod"), command, &context()).await.expect("accepted");
+    run(Command::Hold { by: "ann".into(), reason: "a visit".into() }).await;
+    lab.deploy(3).await;
+    lab.deploy(4).await;
+    run(Command::LiftHold).await;
+    lab.promoted(4).await;
+    let mut promoted = vec![];
+    let each = |event: domain::Recorded| {
+        if let Event::Stage(stage::Event::Requested { spec, .. }) = event.event {
+            promoted.push(spec.image.digest.trim_start_matches("sha256:").trim_start_matches('0').to_owned());
+        }
+    };
+    lab.log.each(&key("prod").filter(), 0, each).await.expect("read");
+    assert_eq!(promoted, ["1", "2", "4"]);
     lab.stop().await;
 }

@@ -112,7 +112,13 @@ impl History {
             self.places.push(Place { project: at, slug, key, settings, state, releases: 0, correlation });
         }
         let name = Some(format!("Project number {n}"));
-        self.project(at, project::Command::Apply { slug: project.clone(), declaration: Declaration { name, stages } })?;
+        self.project(
+            at,
+            project::Command::Apply {
+                slug: project.clone(),
+                declaration: Declaration { name, stages, ..Declaration::default() },
+            },
+        )?;
         for name in STAGES {
             let host = Key::<Host>::host(&host(&project, name));
             let claim = route::Command::Claim { path: "/".into(), project: project.clone(), stage: name.parse()? };

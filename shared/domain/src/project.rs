@@ -21,6 +21,9 @@ pub enum Event {
     /// Ends the project; its stages were archived before.
     #[serde(rename = "archived.v1")]
     Archived {},
+    /// Whether stages take what their source runs by themselves, as soon as the gates let it pass.
+    #[serde(rename = "auto_promotion.switched.v1")]
+    AutoPromotionSwitched { on: bool },
     #[serde(rename = "stage.added.v1")]
     StageAdded { stage: Slug, settings: StageSettings },
     #[serde(rename = "stage.changed.v1")]
@@ -34,16 +37,21 @@ pub enum Event {
 pub struct Project {
     pub name: Option<String>,
     pub archived: bool,
+    pub auto_promote: bool,
     pub stages: BTreeMap<Slug, StageSettings>,
 }
 
 /// A project as declared: what `sluice project apply` sends. Stages that are left out stay as they are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
     /// For people; the project's slug where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Whether stages that name `promote_from` take what runs there by themselves, as soon as their gates let it pass;
+    /// as it was where it is left out, and off in a new project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_promote: Option<bool>,
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, StageSettings>)]
     pub stages: BTreeMap<Slug, StageSettings>,
@@ -193,7 +201,7 @@ impl Aggregate for Project {
 
     fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
         match command {
-            Command::Apply { slug, declaration: Declaration { name, stages } } => {
+            Command::Apply { slug, declaration: Declaration { name, auto_promote, stages } } => {
                 if self.archived {
                     return Err(Rejection::Archived);
                 }
@@ -208,7 +216,10 @@ impl Aggregate for Project {
                     Some(known) if *known != name => Some(Event::Renamed { name }),
                     Some(_) => None,
                 };
-                Ok(named.into_iter().chain(stages.iter().filter_map(|(slug, s)| self.change_stage(slug, s))).collect())
+                let switched = auto_promote.filter(|on| *on != self.auto_promote);
+                let switched = switched.map(|on| Event::AutoPromotionSwitched { on });
+                let named = named.into_iter().chain(switched);
+                Ok(named.chain(stages.iter().filter_map(|(slug, s)| self.change_stage(slug, s))).collect())
             }
             Command::ApplyStage { stage, settings } => {
                 self.open()?;
@@ -235,6 +246,7 @@ impl Aggregate for Project {
         match event {
             Event::Created { name } | Event::Renamed { name } => self.name = Some(name.clone()),
             Event::Archived {} => self.archived = true,
+            Event::AutoPromotionSwitched { on } => self.auto_promote = *on,
             Event::StageAdded { stage, settings } | Event::StageChanged { stage, settings } => {
                 self.stages.insert(stage.clone(), settings.clone());
             }
@@ -259,7 +271,7 @@ mod tests {
 
     fn apply(stages: &[(&str, StageSettings)]) -> Command {
         let stages = stages.iter().map(|(name, s)| (slug(name), s.clone())).collect();
-        Command::Apply { slug: slug("shop"), declaration: Declaration { name: None, stages } }
+        Command::Apply { slug: slug("shop"), declaration: Declaration { stages, ..Declaration::default() } }
     }
 
     fn given(commands: Vec<Command>) -> Project {
@@ -322,6 +334,19 @@ mod tests {
         assert_eq!(fields(&none, &circle), ["stages.a.promote_from", "stages.b.promote_from", "stages.c.promote_from"]);
         let project = given(vec![apply(&[dev, ("prod", from("dev"))])]);
         assert_eq!(fields(&project, &[("dev", from("prod"))]), ["stages.dev.promote_from"]);
+    }
+
+    #[test]
+    fn auto_promotion_stays_as_it_is_where_nothing_is_said() {
+        let apply = |auto_promote| Command::Apply {
+            slug: slug("shop"),
+            declaration: Declaration { auto_promote, ..Declaration::default() },
+        };
+        let project = given(vec![apply(Some(true))]);
+        assert!(project.auto_promote);
+        assert_eq!(project.decide(apply(None)), Ok(vec![]));
+        assert_eq!(project.decide(apply(Some(true))), Ok(vec![]));
+        assert_eq!(project.decide(apply(Some(false))), Ok(vec![Event::AutoPromotionSwitched { on: false }]));
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn samples() -> Vec<(String, serde_json::Value)> {
             Created { name: "Shop".into() },
             Renamed { name: "The Shop".into() },
             Archived {},
+            AutoPromotionSwitched { on: true },
             StageAdded { stage: stage.clone(), settings: settings.clone() },
             StageChanged { stage: stage.clone(), settings },
             StageArchived { stage },

@@ -19,6 +19,8 @@ pub struct Project {
     /// For people.
     pub name: String,
     pub archived: bool,
+    /// Whether stages take what their source runs by themselves.
+    pub auto_promote: bool,
     /// By name; archived stages are left out.
     pub stages: BTreeMap<String, StageSettings>,
     pub created_at: DateTime<Utc>,
@@ -55,6 +57,7 @@ impl Project {
             name: slug.clone(),
             slug,
             archived: false,
+            auto_promote: false,
             stages: BTreeMap::new(),
             created_at: at,
             changed_at: at,
@@ -66,6 +69,7 @@ impl Project {
         match event {
             project::Event::Created { name } | project::Event::Renamed { name } => self.name.clone_from(name),
             project::Event::Archived {} => self.archived = true,
+            project::Event::AutoPromotionSwitched { on } => self.auto_promote = *on,
             project::Event::StageAdded { stage, settings } | project::Event::StageChanged { stage, settings } => {
                 self.stages.insert(stage.to_string(), settings.clone());
             }
@@ -103,8 +107,9 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into projects select * from jsonb_populate_recordset(null::projects, $1::text::jsonb)
          on conflict (slug) do update set
-            (name, archived, stages, created_at, changed_at, sequence) = (excluded.name, excluded.archived,
-            excluded.stages, excluded.created_at, excluded.changed_at, excluded.sequence)",
+            (name, archived, auto_promote, stages, created_at, changed_at, sequence) = (excluded.name,
+            excluded.archived, excluded.auto_promote, excluded.stages, excluded.created_at, excluded.changed_at,
+            excluded.sequence)",
         fold::recordset(rows.values())?
     )
     .execute(to)

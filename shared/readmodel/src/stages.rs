@@ -147,7 +147,10 @@ impl Stage {
             }
             project::Event::StageChanged { settings, .. } => self.settings = settings.clone(),
             project::Event::StageArchived { .. } => self.archived = true,
-            project::Event::Created { .. } | project::Event::Renamed { .. } | project::Event::Archived {} => {}
+            project::Event::Created { .. }
+            | project::Event::Renamed { .. }
+            | project::Event::AutoPromotionSwitched { .. }
+            | project::Event::Archived {} => {}
         }
     }
 
@@ -249,7 +252,10 @@ pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
             project::Event::StageAdded { stage, .. }
             | project::Event::StageChanged { stage, .. }
             | project::Event::StageArchived { stage } => stage.as_str(),
-            project::Event::Created { .. } | project::Event::Renamed { .. } | project::Event::Archived {} => {
+            project::Event::Created { .. }
+            | project::Event::Renamed { .. }
+            | project::Event::AutoPromotionSwitched { .. }
+            | project::Event::Archived {} => {
                 return None;
             }
         },

@@ -66,7 +66,7 @@ impl History {
     }
 
     pub(crate) fn declare(&mut self, project: &str, stage: &str, settings: StageSettings) {
-        let declaration = Declaration { name: None, stages: [(slug(stage), settings)].into() };
+        let declaration = Declaration { stages: [(slug(stage), settings)].into(), ..Declaration::default() };
         self.project(project, project::Command::Apply { slug: slug(project), declaration });
     }
 

@@ -22,12 +22,13 @@ impl App {
         app
     }
 
-    /// Puts an image on `dev`.
+    /// Puts an image on `dev`, so that it can be read.
     async fn release(&self, tag: &str, digest: char) {
         self.image(&format!("registry.test/shop:{tag}"), digest);
         let answer = self.post("/projects/shop/stages/dev/deployments", json!({ "image": tag })).await;
         answer.accepted();
-        self.work("shop", "dev", deployment(&answer.body)).await;
+        let sequence = self.work("shop", "dev", deployment(&answer.body)).await;
+        self.get(&format!("/stages?at_least={sequence}")).await.ok();
     }
 
     async fn token(&self, name: &str, role: &str) -> Holder<'_> {

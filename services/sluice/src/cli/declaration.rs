@@ -32,12 +32,14 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) name: Option<String>,
     #[serde(default)]
+    pub(crate) auto_promote: Option<bool>,
+    #[serde(default)]
     pub(crate) stages: BTreeMap<Slug, StageSettings>,
 }
 
 impl Document {
     pub(crate) fn declaration(&self) -> Declaration {
-        Declaration { name: self.name.clone(), stages: self.stages.clone() }
+        Declaration { name: self.name.clone(), auto_promote: self.auto_promote, stages: self.stages.clone() }
     }
 }
 

@@ -47,7 +47,10 @@ impl Shop {
     fn declare(&mut self, gates: Gates) {
         let prod = StageSettings { promote_from: Some(slug("dev")), gates, ..StageSettings::default() };
         let stages = BTreeMap::from([(slug("dev"), StageSettings::default()), (slug("prod"), prod)]);
-        let command = project::Command::Apply { slug: slug("shop"), declaration: Declaration { name: None, stages } };
+        let command = project::Command::Apply {
+            slug: slug("shop"),
+            declaration: Declaration { stages, ..Declaration::default() },
+        };
         let events = self.project().0.decide(command).expect("declared");
         self.append(&Key::project(&slug("shop")), &events);
     }
@@ -174,6 +177,12 @@ impl Shop {
     fn reconsider(&mut self, promotion: PromotionId) -> Vec<stage::Event> {
         let attempt = self.attempt(promotion);
         self.run("prod", Command::Reconsider { attempt }).expect("reconsidered")
+    }
+
+    fn automatically(&mut self) -> Result<Vec<stage::Event>, Rejection> {
+        let promotion = PromotionId(self.id());
+        let attempt = self.attempt(promotion);
+        self.run("prod", Command::PromoteAutomatically { by: "watcher".into(), attempt })
     }
 
     fn verify(&self) -> Verification {
@@ -463,6 +472,45 @@ fn a_rollback_holds_the_stage_until_a_person_promotes_again() {
     let (_, events) = shop.promote("alice", false).expect("asked");
     assert!(names(&events).contains(&"hold.lifted".to_owned()), "{events:?}");
     assert_eq!(shop.stage("prod").0.hold, None);
+}
+
+#[test]
+fn automation_promotes_each_release_once_when_its_time_has_come_and_not_on_a_stage_on_hold() {
+    let mut shop = Shop::new(soak(600));
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "the source runs nothing");
+    shop.deploy("dev", 1);
+    assert_eq!(shop.automatically(), Ok(vec![]), "too soon");
+    shop.after(600);
+    assert!(accepted(&shop.automatically().expect("asked")));
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "on its way");
+    let deployment = shop.stage("prod").0.active.expect("on its way").deployment;
+    shop.run("prod", Command::Cancel { deployment, reason: None }).expect("cancelled");
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "a person called it off");
+    shop.deploy("dev", 2);
+    shop.after(600);
+    shop.run("prod", Command::Hold { by: "bob".into(), reason: "a visit".into() }).expect("held");
+    assert!(matches!(shop.automatically(), Err(Rejection::OnHold { .. })));
+    shop.run("prod", Command::LiftHold).expect("lifted");
+    assert!(accepted(&shop.automatically().expect("asked")));
+    shop.finish("prod");
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "it runs");
+}
+
+#[test]
+fn automation_asks_for_approvals_and_not_again_for_what_was_withdrawn() {
+    let mut shop = Shop::new(approvals(1, &[]));
+    shop.deploy("dev", 1);
+    assert_eq!(names(&shop.automatically().expect("asked")), ["promotion.requested"]);
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "it waits");
+    let promotion = shop.stage("prod").0.promotion.expect("waits").id;
+    shop.run("prod", Command::Withdraw { promotion, reason: "not this one".into() }).expect("withdrawn");
+    assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "withdrawn");
+    shop.deploy("dev", 2);
+    assert_eq!(names(&shop.automatically().expect("asked")), ["promotion.requested"]);
+    shop.deploy("dev", 3);
+    assert_eq!(names(&shop.automatically().expect("asked")), ["promotion.withdrawn", "promotion.requested"]);
+    let promotion = shop.stage("prod").0.promotion.expect("waits").id;
+    assert!(accepted(&shop.approve(promotion, "bob", Role::Operator).expect("counts")));
 }
 
 #[test]

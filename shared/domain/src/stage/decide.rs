@@ -42,6 +42,12 @@ pub enum Command {
         wait: bool,
         attempt: Box<Attempt>,
     },
+    /// Takes what the source runs where no person has asked: only if nothing but approvals is missing, and not twice the
+    /// same bytes. No events where it is too soon.
+    PromoteAutomatically {
+        by: String,
+        attempt: Box<Attempt>,
+    },
     /// Agrees to a promotion that waits.
     Approve {
         by: String,
@@ -158,6 +164,10 @@ pub enum Rejection {
     ApprovalDoesNotCount { needed: Role },
     #[error("a reason of 1 to 500 characters is needed")]
     NoReason,
+    #[error("this stage is on hold by {by}: {reason} (`sluice unhold` lifts it)")]
+    OnHold { by: String, reason: String },
+    #[error("the source has nothing that this stage does not have, or had")]
+    NothingToPromote,
     #[error("this stage is not on hold")]
     NotOnHold,
     #[error("there is no earlier release to go back to")]
@@ -206,6 +216,7 @@ pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Reje
             promote::rollback(stage, deployment, to, *settings, node, by)
         }
         Command::Promote { digest, by, wait, attempt } => promote::promote(stage, digest, by, wait, *attempt),
+        Command::PromoteAutomatically { by, attempt } => promote::automatically(stage, by, *attempt),
         Command::Approve { by, role, attempt } => promote::approve(stage, by, role, *attempt),
         Command::Reconsider { attempt } => promote::reconsider(stage, *attempt),
         Command::Withdraw { promotion, reason } => promote::withdraw(stage, promotion, reason),

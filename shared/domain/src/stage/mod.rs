@@ -302,6 +302,8 @@ pub struct Stage {
     pub promotion: Option<Promotion>,
     /// Newest first.
     pub decided: VecDeque<Decided>,
+    /// What was promoted here last, or was called off: automation does not ask for the same again.
+    pub settled: Option<String>,
     /// The node of the last request.
     node: Option<String>,
 }
@@ -495,9 +497,17 @@ impl Aggregate for Stage {
                     pending.approvals.push(Approval { by: by.clone(), role: *role });
                 }
             }
-            Event::PromotionAccepted { promotion, .. } => self.decided(*promotion, Decision::Accepted),
+            Event::PromotionAccepted { promotion, proof, .. } => {
+                self.settled = Some(proof.digest.clone());
+                self.decided(*promotion, Decision::Accepted);
+            }
             Event::PromotionRefused { promotion, .. } => self.decided(*promotion, Decision::Refused),
-            Event::PromotionWithdrawn { promotion, .. } => self.decided(*promotion, Decision::Withdrawn),
+            Event::PromotionWithdrawn { promotion, .. } => {
+                if let Some(pending) = self.promotion.as_ref().filter(|pending| pending.id == *promotion) {
+                    self.settled.clone_from(&pending.digest);
+                }
+                self.decided(*promotion, Decision::Withdrawn);
+            }
             Event::HoldSet { by, reason } => self.hold = Some(Hold { by: by.clone(), reason: reason.clone() }),
             Event::HoldLifted {} => self.hold = None,
             Event::InstanceStarted { instance, address, .. } => {

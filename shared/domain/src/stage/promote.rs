@@ -46,6 +46,23 @@ pub(super) fn promote(
     decided(stage, events, attempt, wait)
 }
 
+pub(super) fn automatically(stage: &Stage, by: String, attempt: Attempt) -> Result<Vec<Event>, Rejection> {
+    if let Some(hold) = &stage.hold {
+        return Err(Rejection::OnHold { by: hold.by.clone(), reason: hold.reason.clone() });
+    }
+    let source = attempt.case.source.as_ref().ok_or(Rejection::NothingToPromote)?;
+    let digest = &source.image.digest;
+    let runs = stage.current.as_ref().is_some_and(|current| current.spec.image.digest == *digest);
+    let waits = stage.promotion.as_ref().is_some_and(|waiting| waiting.digest.as_ref() == Some(digest));
+    if runs || waits || stage.settled.as_ref() == Some(digest) {
+        return Err(Rejection::NothingToPromote);
+    }
+    let events = promote(stage, None, by, false, attempt)?;
+    // Nobody asked, so nobody needs to know that it is too soon.
+    let refused = events.iter().any(|event| matches!(event, Event::PromotionRefused { .. }));
+    Ok(if refused { vec![] } else { events })
+}
+
 pub(super) fn approve(stage: &Stage, by: String, role: Role, attempt: Attempt) -> Result<Vec<Event>, Rejection> {
     let pending = stage.pending(attempt.promotion)?;
     if pending.by == by {
