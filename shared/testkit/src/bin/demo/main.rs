@@ -1,8 +1,9 @@
-//! `demo SLUICE` shows the main job on real input: a registry, three versions of the sample application, the real
-//! `sluice` binary, and load that runs through it all. It prints what happened, writes `target/report/demo.json`, and
-//! fails when a single request did.
+//! `demo SLUICE` shows the main job on real input: a registry, versions of the sample application, the real `sluice`
+//! binary, and load that runs through it all; then the way from stage to stage. It prints what happened, writes
+//! `target/report/demo.json`, and fails when a single request did.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod release;
 mod report;
 mod sluice;
 
@@ -46,12 +47,12 @@ async fn run() -> Result<()> {
     let docker = Docker::connect_or_start().await?;
     let registry = Registry::start().await?;
     push_versions(&docker, &registry).await?;
-    say(&format!("pushed versions 1, 2 and 3 of the sample application to {}/shop", registry.address()));
+    say(&format!("pushed versions 1 to 4 of the sample application to {}/shop", registry.address()));
 
     let sluice = Sluice::up(Path::new(&program), &docker).await?;
     say(&format!("`sluice up` runs: API {}, traffic {}", sluice.api(), sluice.edge()));
     sluice.apply(&declaration(&registry)).await?;
-    say("applied the project shop: its stage dev runs two containers");
+    say("applied the project shop: dev, then staging with a soak time, then prod with an approval");
 
     let first = sluice.deploy("1").await?;
     say(&format!("deployed version 1: {}", first.outcome));
@@ -71,6 +72,7 @@ async fn run() -> Result<()> {
     for load in loads {
         demo.load.add(load.stop().await);
     }
+    demo.release = Some(release::act(&sluice, &say).await?);
     sluice.stop().await?;
     demo.elapsed = began.elapsed();
     say("stopped");
@@ -81,7 +83,7 @@ async fn run() -> Result<()> {
 }
 
 async fn push_versions(docker: &Docker, registry: &Registry) -> Result<()> {
-    for version in ["1", "2", "3"] {
+    for version in ["1", "2", "3", "4"] {
         let image = SampleImage::new(version);
         let image = if version == "3" { image.broken() } else { image };
         let local = format!("sluice-demo:{version}");
@@ -110,8 +112,22 @@ stages:
     health: {{ check: http, path: /healthz, interval: 500ms, retries: 3, start_period: 3s }}
     drain: 5s
     route: {{ host: {HOST} }}
+  staging:
+    port: 8080
+    promote_from: dev
+    gates: {{ soak: 3s }}
+    drain: 1s
+    stop_grace: 1s
+  prod:
+    port: 8080
+    promote_from: staging
+    gates: {{ approvals: {{ count: 1, roles: [operator] }} }}
+    drain: 5s
+    stop_grace: 1s
+    route: {{ host: {prod} }}
 ",
-        registry.address()
+        registry.address(),
+        prod = release::HOST,
     )
 }
 

@@ -6,19 +6,21 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testkit::{Chat, Report};
 
-use crate::Deployment;
+use crate::{Deployment, release::Release};
 
 /// Everything that was seen.
 pub(crate) struct Demo {
     pub(crate) deployments: [Deployment; 3],
     pub(crate) load: Report,
     pub(crate) sockets: Chat,
+    /// The second act; none until it was played.
+    pub(crate) release: Option<Release>,
     pub(crate) elapsed: Duration,
 }
 
 impl Demo {
     pub(crate) fn new(deployments: [Deployment; 3], sockets: Chat) -> Demo {
-        Demo { deployments, load: Report::default(), sockets, elapsed: Duration::ZERO }
+        Demo { deployments, load: Report::default(), sockets, release: None, elapsed: Duration::ZERO }
     }
 
     /// Good: no failed request, and each version fared as it deserved.
@@ -31,7 +33,7 @@ impl Demo {
         ensure!(self.sockets.refused.is_empty(), "{} websockets could not be opened", self.sockets.refused.len());
         let answered: Vec<&str> = self.load.versions.keys().map(String::as_str).collect();
         ensure!(answered == ["1", "2"], "the versions that answered are {answered:?}, not 1 and 2");
-        Ok(())
+        self.release.as_ref().context("the second act was not played")?.judge()
     }
 
     /// Websockets that were ended, by reason.
@@ -80,6 +82,13 @@ impl Demo {
                 let _ = writeln!(text, "{:<9}{reason}", "");
             }
         }
+        if let Some(Release { load, refused: (gate, reason), verified }) = &self.release {
+            let _ = writeln!(text, "\nfrom stage to stage");
+            let _ = writeln!(text, "{:<22}by `{gate}`: {reason}", "refused");
+            let events: Vec<String> = verified.iter().map(u64::to_string).collect();
+            let _ = writeln!(text, "{:<22}{} (from {} events)", "proofs verified", verified.len(), events.join(", "));
+            let _ = writeln!(text, "{:<22}{} requests, {} failed", "rollback under load", load.requests, load.failed);
+        }
         text
     }
 
@@ -110,6 +119,11 @@ impl Demo {
                 "opened": sockets.opened, "echoes": sockets.echoes, "ended": self.ends(), "refused": sockets.refused,
             },
             "deployments": deployments,
+            "release": self.release.as_ref().map(|release| json!({
+                "refused": { "gate": release.refused.0, "reason": release.refused.1 },
+                "proofs_verified": release.verified.len(),
+                "rollback": { "requests": release.load.requests, "failed": release.load.failed },
+            })),
         });
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).context("creating the directory of the report")?;

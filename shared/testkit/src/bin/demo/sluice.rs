@@ -37,15 +37,7 @@ impl Sluice {
     /// Deploys to shop/dev and waits until it has ended, well or not.
     pub(crate) async fn deploy(&self, version: &'static str) -> Result<Deployment> {
         let began = Instant::now();
-        let output = self.installation.output(&["deploy", "shop", "dev", version, "--follow", "--json"]).await?;
-        let documents: Vec<Value> = serde_json::Deserializer::from_slice(&output.stdout)
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .context("reading the answer of `sluice deploy`")?;
-        let deployment = documents
-            .last()
-            .and_then(|document| document.get("deployment"))
-            .with_context(|| format!("`sluice deploy` of version {version} did not tell how it ended"))?;
+        let deployment = self.followed(&["deploy", "shop", "dev", version]).await?;
         let steps = deployment["steps"].as_array().context("a deployment has steps")?;
         Ok(Deployment {
             version,
@@ -60,6 +52,39 @@ impl Sluice {
                 .collect(),
             reason: deployment["failure"]["message"].as_str().map(str::to_owned),
         })
+    }
+
+    /// How the deployment that a command line looks on at has ended.
+    pub(crate) async fn follow(&self, arguments: &[&str]) -> Result<String> {
+        Ok(text(&self.followed(arguments).await?["status"]))
+    }
+
+    async fn followed(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.installation.output(&[arguments, &["--follow", "--json"]].concat()).await?;
+        let documents: Vec<Value> = serde_json::Deserializer::from_slice(&output.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("reading the answer of `sluice {}`", arguments.join(" ")))?;
+        let last = documents.into_iter().next_back().and_then(|mut last| last.get_mut("deployment").map(Value::take));
+        last.with_context(|| {
+            let complained = String::from_utf8_lossy(&output.stderr);
+            format!("`sluice {}` did not tell how it ended: {complained}", arguments.join(" "))
+        })
+    }
+
+    /// The one document that a command line answers with, whether what it says is welcome or not.
+    pub(crate) async fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.installation.output(&[arguments, &["--json"]].concat()).await?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`sluice {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// A command line of somebody else, which must succeed.
+    pub(crate) async fn run_as(&self, token: &str, arguments: &[&str]) -> Result<()> {
+        let output = self.installation.output_as(token, arguments).await?;
+        let complained = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`sluice {}` of another: {complained}", arguments.join(" "));
+        Ok(())
     }
 
     /// Ends the project, and with it its containers, then everything else in good order, as Ctrl-C does.
