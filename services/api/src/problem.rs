@@ -219,6 +219,7 @@ impl Error {
                 stage::Rejection::ApprovalDoesNotCount { .. } => (S::FORBIDDEN, "approval_does_not_count", ""),
                 stage::Rejection::NoReason => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 stage::Rejection::OnHold { .. } => (S::CONFLICT, "on_hold", ""),
+                stage::Rejection::NotAutomatic => (S::CONFLICT, "not_automatic", ""),
                 stage::Rejection::NothingToPromote => (S::CONFLICT, "nothing_to_promote", ""),
                 stage::Rejection::NotOnHold => (S::CONFLICT, "not_on_hold", ""),
                 stage::Rejection::NoEarlierRelease => (S::CONFLICT, "no_earlier_release", ""),

@@ -107,7 +107,10 @@ async fn offer(config: &Config, log: &EventLog, place: &Place) -> bool {
     let command = |attempt| Command::PromoteAutomatically { by: crate::ACTOR.into(), attempt };
     match look(config, log, promotion, place, command).await {
         Ok(committed) => !committed.events.is_empty(),
-        Err(Trouble::Stage(ExecuteError::Rejected(Rejection::NothingToPromote | Rejection::OnHold { .. }))) => true,
+        // What is known here may be older than the decision.
+        Err(Trouble::Stage(ExecuteError::Rejected(
+            Rejection::NothingToPromote | Rejection::NotAutomatic | Rejection::OnHold { .. },
+        ))) => true,
         Err(trouble) => {
             trouble.tell(place);
             false

@@ -35,7 +35,8 @@ impl Transaction {
             rules: Rules { from: from.clone(), gates: settings.gates.clone(), version: declared.version },
             source: Standing::of(from, &source.state, source.version, &events),
         };
-        Ok(Attempt { promotion, deployment, case, settings: settings.clone(), node: node.to_owned() })
+        let auto_promote = declared.state.auto_promote;
+        Ok(Attempt { promotion, deployment, case, settings: settings.clone(), auto_promote, node: node.to_owned() })
     }
 }
 

@@ -147,6 +147,7 @@ impl History {
             deployment: id(1000 + u128::from(position)),
             case: Case { now, rules, source },
             settings,
+            auto_promote: false,
             node: "local".into(),
         })
     }

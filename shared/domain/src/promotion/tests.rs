@@ -47,10 +47,11 @@ impl Shop {
     fn declare(&mut self, gates: Gates) {
         let prod = StageSettings { promote_from: Some(slug("dev")), gates, ..StageSettings::default() };
         let stages = BTreeMap::from([(slug("dev"), StageSettings::default()), (slug("prod"), prod)]);
-        let command = project::Command::Apply {
-            slug: slug("shop"),
-            declaration: Declaration { stages, ..Declaration::default() },
-        };
+        self.apply(Declaration { stages, ..Declaration::default() });
+    }
+
+    fn apply(&mut self, declaration: Declaration) {
+        let command = project::Command::Apply { slug: slug("shop"), declaration };
         let events = self.project().0.decide(command).expect("declared");
         self.append(&Key::project(&slug("shop")), &events);
     }
@@ -107,8 +108,10 @@ impl Shop {
     }
 
     fn run(&mut self, stage: &str, command: Command) -> Result<Vec<stage::Event>, Rejection> {
-        let events = self.stage(stage).0.decide(command)?;
+        let events = self.stage(stage).0.decide(command.clone())?;
         self.append(&Key::stage(&slug("shop"), &slug(stage)), &events);
+        let again = self.stage(stage).0.decide(command.clone()).unwrap_or_default();
+        assert_eq!(again, [], "a second effect of {command:?}");
         Ok(events)
     }
 
@@ -159,7 +162,15 @@ impl Shop {
         let from = settings.promote_from.clone().expect("promotes");
         let rules = Rules { from, gates: settings.gates.clone(), version };
         let case = Case { now: self.now, rules, source: self.standing() };
-        Box::new(Attempt { promotion, deployment: DeploymentId(self.id()), case, settings, node: NODE.into() })
+        let deployment = DeploymentId(self.id());
+        Box::new(Attempt {
+            promotion,
+            deployment,
+            case,
+            settings,
+            auto_promote: project.auto_promote,
+            node: NODE.into(),
+        })
     }
 
     fn promote(&mut self, by: &str, wait: bool) -> Result<(PromotionId, Vec<stage::Event>), Rejection> {
@@ -477,6 +488,8 @@ fn a_rollback_holds_the_stage_until_a_person_promotes_again() {
 #[test]
 fn automation_promotes_each_release_once_when_its_time_has_come_and_not_on_a_stage_on_hold() {
     let mut shop = Shop::new(soak(600));
+    assert_eq!(shop.automatically(), Err(Rejection::NotAutomatic));
+    shop.apply(Declaration { auto_promote: Some(true), ..Declaration::default() });
     assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "the source runs nothing");
     shop.deploy("dev", 1);
     assert_eq!(shop.automatically(), Ok(vec![]), "too soon");
@@ -499,6 +512,7 @@ fn automation_promotes_each_release_once_when_its_time_has_come_and_not_on_a_sta
 #[test]
 fn automation_asks_for_approvals_and_not_again_for_what_was_withdrawn() {
     let mut shop = Shop::new(approvals(1, &[]));
+    shop.apply(Declaration { auto_promote: Some(true), ..Declaration::default() });
     shop.deploy("dev", 1);
     assert_eq!(names(&shop.automatically().expect("asked")), ["promotion.requested"]);
     assert_eq!(shop.automatically(), Err(Rejection::NothingToPromote), "it waits");

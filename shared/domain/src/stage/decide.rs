@@ -166,6 +166,8 @@ pub enum Rejection {
     NoReason,
     #[error("this stage is on hold by {by}: {reason} (`sluice unhold` lifts it)")]
     OnHold { by: String, reason: String },
+    #[error("this project does not promote by itself: its `auto_promote` is off")]
+    NotAutomatic,
     #[error("the source has nothing that this stage does not have, or had")]
     NothingToPromote,
     #[error("this stage is not on hold")]

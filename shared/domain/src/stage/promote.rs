@@ -16,6 +16,8 @@ pub struct Attempt {
     pub case: Case,
     /// What the release would run with here.
     pub settings: StageSettings,
+    /// Whether the project promotes by itself.
+    pub auto_promote: bool,
     pub node: String,
 }
 
@@ -47,6 +49,9 @@ pub(super) fn promote(
 }
 
 pub(super) fn automatically(stage: &Stage, by: String, attempt: Attempt) -> Result<Vec<Event>, Rejection> {
+    if !attempt.auto_promote {
+        return Err(Rejection::NotAutomatic);
+    }
     if let Some(hold) = &stage.hold {
         return Err(Rejection::OnHold { by: hold.by.clone(), reason: hold.reason.clone() });
     }
@@ -91,7 +96,7 @@ fn decided(stage: &Stage, mut events: Vec<Event>, attempt: Attempt, wait: bool) 
     let mut after = stage.clone();
     events.iter().for_each(|event| after.evolve(event));
     let Some(pending) = &after.promotion else { return Ok(events) };
-    let Attempt { promotion, deployment, case, settings, node } = attempt;
+    let Attempt { promotion, deployment, case, settings, node, auto_promote: _ } = attempt;
     let judgement = judge(pending, after.lock.as_ref(), &case);
     if let (Some(proof), Some(source)) = (judgement.proof.clone(), case.source) {
         events.push(Event::PromotionAccepted { promotion, deployment, proof });
