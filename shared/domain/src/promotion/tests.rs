@@ -110,8 +110,11 @@ impl Shop {
     fn run(&mut self, stage: &str, command: Command) -> Result<Vec<stage::Event>, Rejection> {
         let events = self.stage(stage).0.decide(command.clone())?;
         self.append(&Key::stage(&slug("shop"), &slug(stage)), &events);
-        let again = self.stage(stage).0.decide(command.clone()).unwrap_or_default();
-        assert_eq!(again, [], "a second effect of {command:?}");
+        // What is observed twice happened twice; only its command's id tells a repetition.
+        if !matches!(command, Command::Observe { .. }) {
+            let again = self.stage(stage).0.decide(command.clone()).unwrap_or_default();
+            assert_eq!(again, [], "a second effect of {command:?}");
+        }
         Ok(events)
     }
 
