@@ -156,6 +156,9 @@ impl Error {
             Self::Stage(stage::Rejection::BadLock | stage::Rejection::NoReason) => {
                 vec![FieldError { field: "reason".into(), problem: "must be 1 to 500 characters".into() }]
             }
+            Self::Project(project::Rejection::BadSecretName) => {
+                vec![FieldError { field: "name".into(), problem: self.to_string() }]
+            }
             Self::Token(token::Rejection::Reserved) => {
                 vec![FieldError { field: "name".into(), problem: self.to_string() }]
             }
@@ -197,6 +200,10 @@ impl Error {
                 project::Rejection::Unknown => (S::NOT_FOUND, "project_not_found", ""),
                 project::Rejection::Archived => (S::CONFLICT, "project_archived", ""),
                 project::Rejection::UnknownStage => (S::NOT_FOUND, "stage_not_found", ""),
+                project::Rejection::BadSecretName => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                project::Rejection::UnknownSecret => (S::NOT_FOUND, "secret_not_found", ""),
+                project::Rejection::SecretInUse { .. } => (S::CONFLICT, "secret_in_use", ""),
+                project::Rejection::SecretsMissing(_) => (S::CONFLICT, "secrets_missing", ""),
                 project::Rejection::NoSource => (S::CONFLICT, "no_source", ""),
                 project::Rejection::StillPromotedFrom { .. } => (S::CONFLICT, "still_promoted_from", ""),
                 project::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
@@ -222,6 +229,7 @@ impl Error {
                 stage::Rejection::NotAutomatic => (S::CONFLICT, "not_automatic", ""),
                 stage::Rejection::NothingToPromote => (S::CONFLICT, "nothing_to_promote", ""),
                 stage::Rejection::NotOnHold => (S::CONFLICT, "not_on_hold", ""),
+                stage::Rejection::NothingRuns => (S::CONFLICT, "nothing_runs", ""),
                 stage::Rejection::NoEarlierRelease => (S::CONFLICT, "no_earlier_release", ""),
                 stage::Rejection::AlreadyCurrent => (S::CONFLICT, "already_current", ""),
                 stage::Rejection::ReleaseForgotten => (S::NOT_FOUND, "release_forgotten", ""),

@@ -62,6 +62,8 @@ fn note(waiting: &mut Waiting, recorded: &Recorded) {
 async fn reconsider(config: &Config, log: &EventLog, promotion: PromotionId, place: &Place) {
     let looked = look(config, log, promotion, place, |attempt| Command::Reconsider { attempt }).await;
     let ended = match looked {
+        // Somebody will set them.
+        Err(Trouble::Project(ExecuteError::Rejected(project::Rejection::SecretsMissing(_)))) => Ok(()),
         // What it was to pass is not there any more.
         Err(Trouble::Project(ExecuteError::Rejected(rejection))) => {
             withdraw(log, promotion, place, &rejection).await.map_err(Trouble::Stage)

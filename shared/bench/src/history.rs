@@ -135,9 +135,9 @@ impl History {
             port: Some(8080),
             replicas: if stage == "prod" { 3 } else { 1 },
             env: [
-                ("LOG".to_owned(), "info".to_owned()),
-                ("REGION".to_owned(), "eu-central-1".to_owned()),
-                ("STAGE".to_owned(), stage.to_owned()),
+                ("LOG".to_owned(), "info".into()),
+                ("REGION".to_owned(), "eu-central-1".into()),
+                ("STAGE".to_owned(), stage.into()),
             ]
             .into(),
             strategy: if recreate { Strategy::Recreate } else { Strategy::BlueGreen },
@@ -272,7 +272,7 @@ impl History {
         let at = self.random.random_range(0..self.places.len());
         let version = self.random.random_range(0..1_000_000);
         let place = &mut self.places[at];
-        place.settings.env.insert("FEATURES".into(), format!("set-{version}"));
+        place.settings.env.insert("FEATURES".into(), format!("set-{version}").as_str().into());
         let (project, stage, settings) = (place.project, place.slug.clone(), place.settings.clone());
         self.project(project, project::Command::ApplyStage { stage, settings: Box::new(settings) })
     }

@@ -6,6 +6,7 @@
 //! Must never import: anything that does IO, reads a clock or draws a random number. Time, ids
 //! and randomness arrive inside commands, so that the same history always gives the same answer.
 
+pub mod env;
 pub mod image;
 pub mod node;
 pub mod project;

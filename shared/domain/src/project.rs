@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     Aggregate, Key, Slug,
+    env::{self, Env, SecretVersion},
     settings::{FieldError, RouteSettings, StageSettings},
 };
 
@@ -24,6 +25,19 @@ pub enum Event {
     /// Whether stages take what their source runs by themselves, as soon as the gates let it pass.
     #[serde(rename = "auto_promotion.switched.v1")]
     AutoPromotionSwitched { on: bool },
+    /// Variables of all its stages.
+    #[serde(rename = "env.changed.v1")]
+    EnvChanged { env: Env },
+    #[serde(rename = "secret.set.v1")]
+    SecretSet {
+        name: String,
+        /// 1, 2, 3, ...
+        version: u64,
+        /// Where in the vault the value lies.
+        vault: String,
+    },
+    #[serde(rename = "secret.removed.v1")]
+    SecretRemoved { name: String },
     #[serde(rename = "stage.added.v1")]
     StageAdded { stage: Slug, settings: StageSettings },
     #[serde(rename = "stage.changed.v1")]
@@ -38,6 +52,9 @@ pub struct Project {
     pub name: Option<String>,
     pub archived: bool,
     pub auto_promote: bool,
+    pub env: Env,
+    /// The newest value of each.
+    pub secrets: BTreeMap<String, SecretVersion>,
     pub stages: BTreeMap<Slug, StageSettings>,
 }
 
@@ -52,6 +69,10 @@ pub struct Declaration {
     /// as it was where it is left out, and off in a new project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_promote: Option<bool>,
+    /// Variables of all its stages, which may set them otherwise; as they were where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, crate::env::EnvValue>>)]
+    pub env: Option<Env>,
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, StageSettings>)]
     pub stages: BTreeMap<Slug, StageSettings>,
@@ -72,6 +93,14 @@ pub enum Command {
     ArchiveStage {
         stage: Slug,
     },
+    /// A value for a secret; it lies at `vault` already.
+    SetSecret {
+        name: String,
+        vault: String,
+    },
+    RemoveSecret {
+        name: String,
+    },
     Archive,
 }
 
@@ -83,6 +112,14 @@ pub enum Rejection {
     Archived,
     #[error("no such stage in this project: `sluice status` lists them")]
     UnknownStage,
+    #[error("names of secrets are 1 to 60 letters, digits, _ and -")]
+    BadSecretName,
+    #[error("this project has no such secret: `sluice secret list` shows them")]
+    UnknownSecret,
+    #[error("{} still refers to it: change that first", .by)]
+    SecretInUse { by: String },
+    #[error("no value is known for {}: `sluice secret set` takes it", .0.iter().map(|name| format!("the secret `{name}`")).collect::<Vec<_>>().join(", "))]
+    SecretsMissing(Vec<String>),
     #[error("this stage promotes from no other: name one in its `promote_from`")]
     NoSource,
     #[error("stage {taker} promotes from this one: change its `promote_from` first")]
@@ -113,10 +150,31 @@ impl Project {
         self.open()?.stages.get(stage).ok_or(Rejection::UnknownStage)
     }
 
-    /// Where a stage promotes from, and its settings.
-    pub fn promoting(&self, stage: &Slug) -> Result<(&Slug, &StageSettings), Rejection> {
-        let settings = self.stage(stage)?;
-        Ok((settings.promote_from.as_ref().ok_or(Rejection::NoSource)?, settings))
+    /// Where a stage promotes from.
+    pub fn source(&self, stage: &Slug) -> Result<&Slug, Rejection> {
+        self.stage(stage)?.promote_from.as_ref().ok_or(Rejection::NoSource)
+    }
+
+    /// What a release on this stage runs with from now on: the project's variables under the stage's own, each secret in
+    /// its newest value.
+    pub fn release(&self, stage: &Slug) -> Result<StageSettings, Rejection> {
+        let mut settings = self.stage(stage)?.clone();
+        let mut env = self.env.clone();
+        env.append(&mut settings.env);
+        settings.env = env::bind(env, &self.secrets).map_err(Rejection::SecretsMissing)?;
+        Ok(settings)
+    }
+
+    /// Who refers to a secret, in words.
+    fn user_of(&self, secret: &str) -> Option<String> {
+        let uses =
+            |env: &Env| env.iter().find(|(_, value)| value.secret() == Some(secret)).map(|(name, _)| name.clone());
+        let of_project = uses(&self.env).map(|name| format!("env.{name} of the project"));
+        of_project.or_else(|| {
+            self.stages.iter().find_map(|(stage, settings)| {
+                uses(&settings.env).map(|name| format!("env.{name} of the stage {stage}"))
+            })
+        })
     }
 
     /// Host and path of every stage that takes traffic.
@@ -201,7 +259,7 @@ impl Aggregate for Project {
 
     fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
         match command {
-            Command::Apply { slug, declaration: Declaration { name, auto_promote, stages } } => {
+            Command::Apply { slug, declaration: Declaration { name, auto_promote, env, stages } } => {
                 if self.archived {
                     return Err(Rejection::Archived);
                 }
@@ -209,6 +267,10 @@ impl Aggregate for Project {
                 if name.is_empty() || name.chars().count() > 120 {
                     let problem = "must be 1 to 120 characters".into();
                     return Err(Rejection::Invalid(vec![FieldError { field: "name".into(), problem }]));
+                }
+                let problems = env.as_ref().map(|env| env::check(env, "env")).unwrap_or_default();
+                if !problems.is_empty() {
+                    return Err(Rejection::Invalid(problems));
                 }
                 self.check(&stages)?;
                 let named = match &self.name {
@@ -218,7 +280,8 @@ impl Aggregate for Project {
                 };
                 let switched = auto_promote.filter(|on| *on != self.auto_promote);
                 let switched = switched.map(|on| Event::AutoPromotionSwitched { on });
-                let named = named.into_iter().chain(switched);
+                let changed = env.filter(|env| *env != self.env).map(|env| Event::EnvChanged { env });
+                let named = named.into_iter().chain(switched).chain(changed);
                 Ok(named.chain(stages.iter().filter_map(|(slug, s)| self.change_stage(slug, s))).collect())
             }
             Command::ApplyStage { stage, settings } => {
@@ -234,6 +297,25 @@ impl Aggregate for Project {
                 }
                 Ok(vec![Event::StageArchived { stage }])
             }
+            Command::SetSecret { name, vault } => {
+                self.open()?;
+                if !env::is_secret_name(&name) {
+                    return Err(Rejection::BadSecretName);
+                }
+                let newest = self.secrets.get(&name);
+                if newest.is_some_and(|newest| newest.vault == vault) {
+                    return Ok(vec![]);
+                }
+                let version = newest.map_or(0, |newest| newest.version) + 1;
+                Ok(vec![Event::SecretSet { name, version, vault }])
+            }
+            Command::RemoveSecret { name } => {
+                self.open()?.secrets.get(&name).ok_or(Rejection::UnknownSecret)?;
+                match self.user_of(&name) {
+                    Some(by) => Err(Rejection::SecretInUse { by }),
+                    None => Ok(vec![Event::SecretRemoved { name }]),
+                }
+            }
             Command::Archive => {
                 self.open()?;
                 let stages = self.stages.keys().cloned().map(|stage| Event::StageArchived { stage });
@@ -247,6 +329,13 @@ impl Aggregate for Project {
             Event::Created { name } | Event::Renamed { name } => self.name = Some(name.clone()),
             Event::Archived {} => self.archived = true,
             Event::AutoPromotionSwitched { on } => self.auto_promote = *on,
+            Event::EnvChanged { env } => self.env = env.clone(),
+            Event::SecretSet { name, version, vault } => {
+                self.secrets.insert(name.clone(), SecretVersion { version: *version, vault: vault.clone() });
+            }
+            Event::SecretRemoved { name } => {
+                self.secrets.remove(name);
+            }
             Event::StageAdded { stage, settings } | Event::StageChanged { stage, settings } => {
                 self.stages.insert(stage.clone(), settings.clone());
             }
@@ -260,6 +349,7 @@ impl Aggregate for Project {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::{EnvValue, SecretRef};
 
     fn slug(text: &str) -> Slug {
         text.parse().expect("a good name")
@@ -347,6 +437,43 @@ mod tests {
         assert_eq!(project.decide(apply(None)), Ok(vec![]));
         assert_eq!(project.decide(apply(Some(true))), Ok(vec![]));
         assert_eq!(project.decide(apply(Some(false))), Ok(vec![Event::AutoPromotionSwitched { on: false }]));
+    }
+
+    #[test]
+    fn a_release_runs_with_the_projects_variables_under_the_stages_own_and_the_newest_secrets() {
+        let secret = |name: &str| EnvValue::Secret(SecretRef { secret: name.into(), version: None, vault: None });
+        let env = Some(Env::from([("A".into(), "project".into()), ("B".into(), "project".into())]));
+        let dev = StageSettings {
+            env: Env::from([("B".into(), "stage".into()), ("C".into(), secret("db"))]),
+            ..StageSettings::default()
+        };
+        let declaration = Declaration { env, stages: [(slug("dev"), dev)].into(), ..Declaration::default() };
+        let declare = Command::Apply { slug: slug("shop"), declaration };
+        let set = |vault: &str| Command::SetSecret { name: "db".into(), vault: vault.into() };
+        let project = given(vec![declare.clone()]);
+        assert_eq!(project.release(&slug("dev")), Err(Rejection::SecretsMissing(vec!["db".into()])));
+        let project = given(vec![declare.clone(), set("one"), set("two")]);
+        assert_eq!(project.decide(set("two")), Ok(vec![]), "it is the newest already");
+        let env = project.release(&slug("dev")).expect("known").env;
+        assert_eq!((&env["A"], &env["B"]), (&"project".into(), &"stage".into()));
+        let newest = SecretRef { secret: "db".into(), version: Some(2), vault: Some("two".into()) };
+        assert_eq!(env["C"], EnvValue::Secret(newest));
+
+        let remove = Command::RemoveSecret { name: "db".into() };
+        assert_eq!(project.decide(remove.clone()), Err(Rejection::SecretInUse { by: "env.C of the stage dev".into() }));
+        let unused = Command::Apply {
+            slug: slug("shop"),
+            declaration: Declaration {
+                stages: [(slug("dev"), StageSettings::default())].into(),
+                ..Declaration::default()
+            },
+        };
+        let project = given(vec![declare, set("one"), unused, remove.clone()]);
+        assert_eq!(project.decide(remove), Err(Rejection::UnknownSecret));
+        for bad in ["", "a b", "a/b", "a.b", &"a".repeat(61)] {
+            let set = Command::SetSecret { name: bad.into(), vault: "v".into() };
+            assert_eq!(project.decide(set), Err(Rejection::BadSecretName), "{bad:?}");
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! What a person declares for a stage, and the checks it must pass.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Bytes, Cpus, Slug, Span, promotion::Gates};
+use crate::{
+    Bytes, Cpus, Slug, Span,
+    env::{self, Env},
+    promotion::Gates,
+};
 
 /// A stage as declared. Every field but `image` has a default that a small web service can live with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,9 +23,11 @@ pub struct StageSettings {
     /// Containers per release, 1 to 50.
     #[serde(default = "one")]
     pub replicas: u16,
-    /// Environment variables, in plain text: they are part of the event log. No secrets here.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
+    /// Environment variables, on top of the project's: plain text, which is part of the event log, or the name of a
+    /// secret.
+    #[serde(default, skip_serializing_if = "Env::is_empty")]
+    #[schema(value_type = std::collections::BTreeMap<String, crate::env::EnvValue>)]
+    pub env: Env,
     #[serde(default)]
     pub resources: Resources,
     #[serde(default)]
@@ -185,7 +189,7 @@ impl Default for StageSettings {
             image: None,
             port: None,
             replicas: one(),
-            env: BTreeMap::new(),
+            env: Env::new(),
             resources: Resources::default(),
             health: HealthCheck::default(),
             strategy: Strategy::default(),
@@ -257,22 +261,6 @@ impl StageSettings {
         require(self.port != Some(0), "port", "must be from 1 to 65535");
         require((1..=50).contains(&self.replicas), "replicas", "must be from 1 to 50");
         require(self.keep <= 50, "keep", "must be from 0 to 50");
-        for (name, value) in &self.env {
-            let good = !name.is_empty()
-                && !name.starts_with(|c: char| c.is_ascii_digit())
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            require(
-                good,
-                &format!("env.{}", name.chars().take(60).collect::<String>()),
-                "names use letters, digits and _, not beginning with a digit",
-            );
-            require(
-                !value.contains('\0') && value.len() <= 32_768,
-                &format!("env.{name}"),
-                "must be at most 32768 bytes without a null byte",
-            );
-        }
-        require(self.env.len() <= 500, "env", "must hold at most 500 variables");
         if let Some(memory) = self.resources.memory {
             require(memory.get() >= 6 << 20, "resources.memory", "must be at least 6MiB, Docker's own minimum");
         }
@@ -321,6 +309,7 @@ impl StageSettings {
             "gates",
             "stand before a promotion: name the stage to promote from in `promote_from`",
         );
+        errors.extend(env::check(&self.env, &format!("{prefix}.env")));
         errors.extend(self.gates.check(&format!("{prefix}.gates")));
         errors
     }
@@ -382,7 +371,7 @@ mod tests {
             route: Some(RouteSettings { host: "Shop.example".into(), path: "x".into() }),
             ..StageSettings::default()
         };
-        bad.env.insert("1X".into(), String::new());
+        bad.env.insert("1X".into(), "".into());
         bad.health.check = Check::Http;
         bad.health.status = Some(7);
         assert_eq!(
@@ -392,12 +381,12 @@ mod tests {
                 "s.port",
                 "s.replicas",
                 "s.keep",
-                "s.env.1X",
                 "s.drain",
                 "s.health.path",
                 "s.health.status",
                 "s.route.host",
-                "s.route.path"
+                "s.route.path",
+                "s.env.1X"
             ]
         );
     }

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use chrono::DateTime;
 use domain::{
     Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
+    env::{EnvValue, SecretRef},
     image::{Image, Source},
     project::{self, Project},
     promotion::{Approval, Gate, Proof, SourceProof},
@@ -52,11 +53,15 @@ fn samples() -> Vec<(String, serde_json::Value)> {
     let project = {
         use project::Event::*;
         let (stage, settings) = (slug("prod"), settings.clone());
+        let secret = EnvValue::Secret(SecretRef { secret: "db".into(), version: None, vault: None });
         let all = [
             Created { name: "Shop".into() },
             Renamed { name: "The Shop".into() },
             Archived {},
             AutoPromotionSwitched { on: true },
+            EnvChanged { env: [("GREETING".to_owned(), "hello".into()), ("PASSWORD".to_owned(), secret)].into() },
+            SecretSet { name: "db".into(), version: 2, vault: "secret/shop/db/x".into() },
+            SecretRemoved { name: "db".into() },
             StageAdded { stage: stage.clone(), settings: settings.clone() },
             StageChanged { stage: stage.clone(), settings },
             StageArchived { stage },

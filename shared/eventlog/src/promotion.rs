@@ -25,7 +25,8 @@ impl Transaction {
     ) -> Result<Attempt, ExecuteError<project::Rejection>> {
         let key = Key::<Project>::project(project);
         let declared = self.load(&key).await?;
-        let (from, settings) = declared.state.promoting(stage).map_err(ExecuteError::Rejected)?;
+        let from = declared.state.source(stage).map_err(ExecuteError::Rejected)?;
+        let settings = declared.state.release(stage).map_err(ExecuteError::Rejected)?;
         let from_key = Key::<Stage>::stage(project, from);
         let source = self.still(&from_key).await?;
         self.still(&key).await?;
@@ -36,7 +37,7 @@ impl Transaction {
             source: Standing::of(from, &source.state, source.version, &events),
         };
         let auto_promote = declared.state.auto_promote;
-        Ok(Attempt { promotion, deployment, case, settings: settings.clone(), auto_promote, node: node.to_owned() })
+        Ok(Attempt { promotion, deployment, case, settings, auto_promote, node: node.to_owned() })
     }
 }
 

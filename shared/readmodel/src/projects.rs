@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use domain::{Event, Recorded, project, settings::StageSettings};
+use domain::{Event, Recorded, env::Env, project, settings::StageSettings};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool, types::Json};
 use utoipa::ToSchema;
@@ -21,12 +21,26 @@ pub struct Project {
     pub archived: bool,
     /// Whether stages take what their source runs by themselves.
     pub auto_promote: bool,
+    /// Variables of all stages, which may set them otherwise.
+    #[schema(value_type = BTreeMap<String, domain::env::EnvValue>)]
+    pub env: Env,
+    /// By name; never with their values.
+    pub secrets: BTreeMap<String, Secret>,
     /// By name; archived stages are left out.
     pub stages: BTreeMap<String, StageSettings>,
     pub created_at: DateTime<Utc>,
     pub changed_at: DateTime<Utc>,
     /// Of the last event that changed it.
     pub sequence: u64,
+}
+
+/// The newest value of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Secret {
+    /// 1, 2, 3, ...
+    pub version: u64,
+    pub set_by: String,
+    pub set_at: DateTime<Utc>,
 }
 
 /// By slug. Archived ones are left out unless asked for.
@@ -58,6 +72,8 @@ impl Project {
             slug,
             archived: false,
             auto_promote: false,
+            env: Env::new(),
+            secrets: BTreeMap::new(),
             stages: BTreeMap::new(),
             created_at: at,
             changed_at: at,
@@ -70,6 +86,14 @@ impl Project {
             project::Event::Created { name } | project::Event::Renamed { name } => self.name.clone_from(name),
             project::Event::Archived {} => self.archived = true,
             project::Event::AutoPromotionSwitched { on } => self.auto_promote = *on,
+            project::Event::EnvChanged { env } => self.env = env.clone(),
+            project::Event::SecretSet { name, version, .. } => {
+                let (set_by, set_at) = (recorded.context.actor.clone(), fold::time(recorded));
+                self.secrets.insert(name.clone(), Secret { version: *version, set_by, set_at });
+            }
+            project::Event::SecretRemoved { name } => {
+                self.secrets.remove(name);
+            }
             project::Event::StageAdded { stage, settings } | project::Event::StageChanged { stage, settings } => {
                 self.stages.insert(stage.to_string(), settings.clone());
             }
@@ -107,9 +131,9 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into projects select * from jsonb_populate_recordset(null::projects, $1::text::jsonb)
          on conflict (slug) do update set
-            (name, archived, auto_promote, stages, created_at, changed_at, sequence) = (excluded.name,
-            excluded.archived, excluded.auto_promote, excluded.stages, excluded.created_at, excluded.changed_at,
-            excluded.sequence)",
+            (name, archived, auto_promote, env, secrets, stages, created_at, changed_at, sequence) = (excluded.name,
+            excluded.archived, excluded.auto_promote, excluded.env, excluded.secrets, excluded.stages,
+            excluded.created_at, excluded.changed_at, excluded.sequence)",
         fold::recordset(rows.values())?
     )
     .execute(to)
@@ -132,7 +156,7 @@ pub(crate) fn fold(rows: &mut BTreeMap<String, Project>, events: &[Recorded]) {
 
 #[cfg(test)]
 mod tests {
-    use domain::project::Command;
+    use domain::project::{Command, Declaration};
 
     use super::*;
     use crate::testing::{History, database, slug, writer};
@@ -160,5 +184,30 @@ mod tests {
         assert_eq!(list(&pool, true).await.expect("listed").len(), 2);
         assert!(get(&pool, "blog").await.expect("read").expect("it is there").archived);
         assert_eq!(get(&pool, "none").await.expect("read"), None);
+    }
+
+    #[tokio::test]
+    async fn secrets_are_shown_by_version_and_never_where_they_lie() {
+        let (_database, pool) = database().await;
+        let mut history = History::default();
+        let declare = |env: Env| Command::Apply {
+            slug: slug("shop"),
+            declaration: Declaration { auto_promote: Some(true), env: Some(env), ..Declaration::default() },
+        };
+        history.project("shop", declare(Env::from([("A".into(), "x".into())])));
+        for vault in ["hidden-1", "hidden-2"] {
+            history.project("shop", Command::SetSecret { name: "db".into(), vault: vault.into() });
+        }
+        let mut writer = writer(&pool).await;
+        writer.apply(&history.events).await.expect("applied");
+        let shop = get(&pool, "shop").await.expect("read").expect("it is there");
+        assert_eq!((shop.auto_promote, &shop.env["A"], shop.secrets["db"].version), (true, &"x".into(), 2));
+        assert!(!format!("{shop:?}").contains("hidden"));
+
+        history.project("shop", Command::RemoveSecret { name: "db".into() });
+        history.project("shop", declare(Env::new()));
+        writer.apply(&history.events).await.expect("applied");
+        let shop = get(&pool, "shop").await.expect("read").expect("it is there");
+        assert!(shop.secrets.is_empty() && shop.env.is_empty());
     }
 }

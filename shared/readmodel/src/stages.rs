@@ -150,6 +150,9 @@ impl Stage {
             project::Event::Created { .. }
             | project::Event::Renamed { .. }
             | project::Event::AutoPromotionSwitched { .. }
+            | project::Event::EnvChanged { .. }
+            | project::Event::SecretSet { .. }
+            | project::Event::SecretRemoved { .. }
             | project::Event::Archived {} => {}
         }
     }
@@ -255,6 +258,9 @@ pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
             project::Event::Created { .. }
             | project::Event::Renamed { .. }
             | project::Event::AutoPromotionSwitched { .. }
+            | project::Event::EnvChanged { .. }
+            | project::Event::SecretSet { .. }
+            | project::Event::SecretRemoved { .. }
             | project::Event::Archived {} => {
                 return None;
             }

@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
 use crate::{
     Api,
-    extract::{Asked, Path, Query},
+    extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
 };
@@ -193,6 +193,32 @@ pub(crate) async fn roll_back(
     Ok(Taken(Requested { sequence, deployment, image }))
 }
 
+/// Deploy what runs again, under the settings, variables and secrets of now.
+#[utoipa::path(
+    post,
+    path = "/projects/{project}/stages/{stage}/redeploy",
+    tag = "deployments",
+    operation_id = "redeploy",
+    params(StagePath, IdempotencyKey),
+    responses((status = 202, body = Requested))
+)]
+pub(crate) async fn redeploy(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Requested>, Error> {
+    let key = Key::<Stage>::stage(&path.project, &path.stage);
+    let deployment = DeploymentId(idempotency::id(&asked.context, "release"));
+    let settings = api.log.load(&Key::<Project>::project(&path.project)).await?.state.release(&path.stage)?;
+    let current = api.log.load(&key).await?.state.current.ok_or(stage::Rejection::NothingRuns)?;
+    let image = current.spec.image;
+    let spec = Spec { image: image.clone(), settings };
+    let command = stage::Command::Request { deployment, spec, node: api.node.to_string() };
+    let sequence = api.log.execute(&key, command, &asked.context).await?.sequence;
+    Ok(Taken(Requested { sequence, deployment, image }))
+}
+
 /// Has `command` decided on the image that `reference` means now, or meant when it was first asked for.
 async fn deploy(
     api: &Api,
@@ -213,7 +239,7 @@ async fn deploy(
         return Ok(Taken(Requested { sequence, deployment, image: known.image }));
     }
     let project = api.log.load(&Key::<Project>::project(&path.project)).await?.state;
-    let settings = project.stage(&path.stage)?.clone();
+    let settings = project.release(&path.stage)?;
     let reference = Reference::within(settings.image.as_deref(), reference)?;
     let image = resolve(api, &reference).await?;
     let spec = Spec { image: image.clone(), settings };

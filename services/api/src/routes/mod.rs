@@ -9,6 +9,7 @@ mod openapi;
 mod projects;
 mod promotions;
 mod registries;
+mod secrets;
 mod stages;
 mod tokens;
 
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Operator), routes!(deployments::cancel))
         .add(Needs(Admin), routes!(deployments::hotfix))
         .add(Needs(Operator), routes!(deployments::roll_back))
+        .add(Needs(Operator), routes!(deployments::redeploy))
         .add(Needs(Viewer), routes!(promotions::preview))
         .add(Needs(Operator), routes!(promotions::request))
         .add(Needs(Viewer), routes!(promotions::list))
@@ -74,6 +76,8 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(registries::list))
         .add(Needs(Admin), routes!(registries::set))
         .add(Needs(Admin), routes!(registries::remove))
+        .add(Needs(Admin), routes!(secrets::set))
+        .add(Needs(Admin), routes!(secrets::remove))
         .add(Needs(Admin), routes!(tokens::list))
         .add(Needs(Admin), routes!(tokens::create))
         .add(Needs(Admin), routes!(tokens::revoke))

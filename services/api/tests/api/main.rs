@@ -11,3 +11,4 @@ mod parts;
 mod projects;
 mod promotions;
 mod registries;
+mod secrets;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, RestartPolicy, RestartPolicyNameEnum};
 use domain::{
     DeploymentId,
+    env::{Env, EnvValue, SecretRef},
     settings::{Check, StageSettings},
     stage::{Instance, Spec},
 };
@@ -44,13 +45,14 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
     let addresses = job.engine.addresses(&network, &names).await?;
     let mut to_make: HashMap<u16, Option<Address>> = missing.into_iter().zip(addresses).collect();
 
-    let network = &network;
+    let env = environment(job, &spec.settings.env).await?;
+    let (network, env) = (&network, &env);
     stream::iter(1..=spec.settings.replicas)
         .map(|replica| {
             let name = name(replica);
             let to_make = to_make.remove(&replica).map(|address| {
                 let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
-                (container(owner, &labels, spec, &network.id), address)
+                (container(owner, &labels, spec, env.clone(), &network.id), address)
             });
             async move {
                 if let Some((body, address)) = to_make {
@@ -155,7 +157,36 @@ fn config_hash(spec: &Spec) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).simple().to_string()
 }
 
-fn container(owner: Owner<'_>, labels: &Labels, spec: &Spec, network: &str) -> ContainerCreateBody {
+/// Variables as the engine takes them, with the secrets that the vault keeps.
+async fn environment(job: &Job, env: &Env) -> Result<Vec<String>, StepError> {
+    let mut variables = Vec::with_capacity(env.len());
+    for (name, value) in env {
+        let value = match value {
+            EnvValue::Plain(text) => text.clone(),
+            EnvValue::Secret(reference) => secret(job, name, reference).await?,
+        };
+        variables.push(format!("{name}={value}"));
+    }
+    Ok(variables)
+}
+
+async fn secret(job: &Job, variable: &str, reference: &SecretRef) -> Result<String, StepError> {
+    let SecretRef { secret, version, vault } = reference;
+    let kept = match vault {
+        Some(vault) => job.node.log.vault().get(vault).await?,
+        None => None,
+    };
+    let value = kept.and_then(|kept| String::from_utf8(kept.expose().to_vec()).ok());
+    value.ok_or_else(|| {
+        let project = &job.place.project;
+        let version = version.map(|version| format!(" (version {version})")).unwrap_or_default();
+        let message = format!("the secret `{secret}`{version} for {variable} is not in the vault");
+        Problem::new("secret_missing", message, format!("`sluice secret set {project} {secret}`, then deploy again"))
+            .into()
+    })
+}
+
+fn container(owner: Owner<'_>, labels: &Labels, spec: &Spec, env: Vec<String>, network: &str) -> ContainerCreateBody {
     let settings = &spec.settings;
     let resources = &settings.resources;
     let memory = resources.memory.map(|memory| i64::try_from(memory.get()).unwrap_or(i64::MAX));
@@ -163,7 +194,7 @@ fn container(owner: Owner<'_>, labels: &Labels, spec: &Spec, network: &str) -> C
     let log = [("max-size", "10m"), ("max-file", "3")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     ContainerCreateBody {
         image: Some(spec.image.pinned()),
-        env: Some(settings.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+        env: Some(env),
         labels: Some(owner.on_container(labels)),
         host_config: Some(HostConfig {
             network_mode: Some(network.to_owned()),
@@ -230,7 +261,6 @@ mod tests {
         spec.settings.resources.memory = Some(Bytes::new(64 << 20));
         spec.settings.resources.cpus = Some(Cpus::from_milli(500));
         spec.settings.resources.pids = Some(100);
-        spec.settings.env.insert("A".into(), "b=c".into());
         let place = Place { project: "shop".parse().expect("good"), stage: "dev".parse().expect("good") };
         let labels = Labels {
             place,
@@ -240,7 +270,7 @@ mod tests {
             port: Some(80),
         };
         let owner = Owner { installation: Uuid::nil(), node: "local" };
-        let body = container(owner, &labels, &spec, "net");
+        let body = container(owner, &labels, &spec, vec!["A=b=c".into()], "net");
         assert_eq!(body.image, Some(format!("r:5000/shop@sha256:{:064}", 1)));
         assert_eq!(body.env, Some(vec!["A=b=c".to_owned()]));
         let host = body.host_config.expect("set");

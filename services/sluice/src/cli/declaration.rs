@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use domain::{Slug, project::Declaration, settings::StageSettings};
+use domain::{Slug, env::Env, project::Declaration, settings::StageSettings};
 use serde::{
     Deserialize, Deserializer,
     de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -34,12 +34,19 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) auto_promote: Option<bool>,
     #[serde(default)]
+    pub(crate) env: Option<Env>,
+    #[serde(default)]
     pub(crate) stages: BTreeMap<Slug, StageSettings>,
 }
 
 impl Document {
     pub(crate) fn declaration(&self) -> Declaration {
-        Declaration { name: self.name.clone(), auto_promote: self.auto_promote, stages: self.stages.clone() }
+        Declaration {
+            name: self.name.clone(),
+            auto_promote: self.auto_promote,
+            env: self.env.clone(),
+            stages: self.stages.clone(),
+        }
     }
 }
 

@@ -49,6 +49,18 @@ pub(crate) struct Rollback {
 }
 
 #[derive(Args)]
+pub(crate) struct Redeploy {
+    #[command(flatten)]
+    target: Target,
+    /// Look on, step by step, until it has ended; Ctrl-C only ends the looking on
+    #[arg(short, long)]
+    follow: bool,
+    /// The same key for the same request deploys once, however often it is sent
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+#[derive(Args)]
 pub(crate) struct Cancel {
     /// Id of a deployment, or a project whose STAGE follows
     #[arg(value_name = "DEPLOYMENT|PROJECT")]
@@ -74,6 +86,12 @@ pub(super) async fn roll_back(args: Rollback, client: &Client, ui: &Ui) -> Resul
     let Rollback { target, to, follow, idempotency_key } = args;
     let parts = Parts { idempotency_key, ..Parts::body(json!({ "to": to })) };
     requested(&target, "/rollback", parts, follow, client, ui).await
+}
+
+pub(super) async fn redeploy(args: Redeploy, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let Redeploy { target, follow, idempotency_key } = args;
+    let parts = Parts { idempotency_key, ..Parts::default() };
+    requested(&target, "/redeploy", parts, follow, client, ui).await
 }
 
 /// Asks for a deployment, says which one it is, and looks on where that is wanted.

@@ -14,6 +14,7 @@ mod prompt;
 pub(crate) mod readmodels;
 mod registry;
 mod rollout;
+mod secret;
 mod stage;
 mod status;
 mod token;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Promotion(promotion::Command),
     /// Go back to an earlier release
     Rollback(deploy::Rollback),
+    /// Deploy what runs again, under the settings, variables and secrets of now
+    Redeploy(deploy::Redeploy),
     /// What serves on each stage, what is on its way and what waits
     Status(status::Status),
     /// Earlier and present deployments, newest first
@@ -76,6 +79,9 @@ pub(crate) enum Command {
     /// Sign in to image registries
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Secrets that stages run with
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// Tokens that people and programs sign in with
     #[command(subcommand)]
     Token(token::Command),
@@ -145,6 +151,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Promote(args) => promotion::promote(args, &client, ui).await,
         Command::Promotion(command) => promotion::run(command, &client, ui).await,
         Command::Rollback(args) => deploy::roll_back(args, &client, ui).await,
+        Command::Redeploy(args) => deploy::redeploy(args, &client, ui).await,
         Command::Status(args) => status::run(args, &client, ui).await,
         Command::Deployments(args) => deployments::list(args, &client, ui).await,
         Command::Deployment(args) => deployments::show(args, &client, ui).await,
@@ -156,6 +163,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Unhold(target) => stage::unhold(target, &client, ui).await,
         Command::Events(args) => events::run(args, &client, ui).await,
         Command::Registry(command) => registry::run(command, &client, ui).await,
+        Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,
         Command::Completions { .. } => Ok(Code::Ok),

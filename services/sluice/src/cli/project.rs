@@ -90,18 +90,27 @@ fn changes(before: &Project, after: &Project) -> Vec<String> {
     if before.name != after.name {
         lines.push(format!("~ name: {} -> {}", before.name, after.name));
     }
+    if before.auto_promote != after.auto_promote {
+        lines.push(format!("~ auto_promote: {} -> {}", before.auto_promote, after.auto_promote));
+    }
+    lines.extend(differences("env", &json!(before.env), &json!(after.env)));
     for (stage, settings) in &after.stages {
         let Some(earlier) = before.stages.get(stage) else {
             lines.push(format!("+ stage {stage}"));
             continue;
         };
-        let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
-        flatten(format!("stages.{stage}"), earlier, &mut old);
-        flatten(format!("stages.{stage}"), settings, &mut new);
-        let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        lines.extend(paths.into_iter().filter_map(|path| difference(path, old.get(path), new.get(path))));
+        lines.extend(differences(&format!("stages.{stage}"), earlier, settings));
     }
     lines
+}
+
+/// Field by field.
+fn differences(path: &str, before: &Value, after: &Value) -> Vec<String> {
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flatten(path.to_owned(), before, &mut old);
+    flatten(path.to_owned(), after, &mut new);
+    let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    paths.into_iter().filter_map(|path| difference(path, old.get(path), new.get(path))).collect()
 }
 
 fn difference(path: &str, old: Option<&Value>, new: Option<&Value>) -> Option<String> {
@@ -161,6 +170,9 @@ async fn list(client: &Client, ui: &Ui) -> Result<Code, Failure> {
 struct Shown<'a> {
     project: &'a str,
     name: &'a str,
+    auto_promote: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    env: &'a BTreeMap<String, Value>,
     stages: &'a BTreeMap<String, Value>,
 }
 
@@ -170,11 +182,11 @@ async fn show(project: &Slug, client: &Client, ui: &Ui) -> Result<Code, Failure>
         ui.document(&answer)?;
         return Ok(Code::Ok);
     }
-    let Project { slug, name, stages, archived, .. } = client::read(answer)?;
+    let Project { slug, name, auto_promote, env, stages, archived, .. } = client::read(answer)?;
     if archived {
         ui.note("this project is archived");
     }
-    let shown = Shown { project: &slug, name: &name, stages: &stages };
+    let shown = Shown { project: &slug, name: &name, auto_promote, env: &env, stages: &stages };
     let yaml = serde_saphyr::to_string(&shown)
         .map_err(|error| Failure::new(Code::Failed, "yaml", format!("cannot be shown as YAML: {error}")))?;
     ui.raw(&yaml)?;
@@ -220,8 +232,9 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_applied() {
         let settings = json!(domain::settings::StageSettings::default());
-        let Project { slug, name, stages, .. } = project(json!({"dev": settings}));
-        let shown = Shown { project: &slug, name: &name, stages: &stages };
+        let Project { slug, name, auto_promote, mut env, stages, .. } = project(json!({"dev": settings}));
+        env.insert("PASSWORD".into(), json!({"secret": "db"}));
+        let shown = Shown { project: &slug, name: &name, auto_promote, env: &env, stages: &stages };
         let yaml = serde_saphyr::to_string(&shown).expect("YAML");
         let document: declaration::Document = serde_saphyr::from_str(&yaml).expect("a declaration");
         assert_eq!(document.stages.into_values().collect::<Vec<_>>(), [domain::settings::StageSettings::default()]);

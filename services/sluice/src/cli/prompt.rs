@@ -32,6 +32,28 @@ pub(super) async fn password(prompt: &str) -> Result<String, Failure> {
     Ok(line)
 }
 
+/// Like a password; from a pipe it may have many lines, of which only the last line's end is left out.
+pub(super) async fn secret(prompt: &str) -> Result<String, Failure> {
+    if io::stdin().is_terminal() {
+        return password(prompt).await;
+    }
+    let read = tokio::task::spawn_blocking(|| {
+        let mut text = String::new();
+        io::stdin().lock().take(LIMIT + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > LIMIT {
+            return Err(io::Error::other("it is longer than 64 KiB"));
+        }
+        Ok(text)
+    });
+    let text = read.await.map_err(|error| unreadable(error.into()))?.map_err(unreadable)?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(Failure::invalid("the value is empty").hint("pipe it in: `sluice secret set ... < file`"));
+    }
+    Ok(text.to_owned())
+}
+
 fn unreadable(error: io::Error) -> Failure {
     Failure::invalid(format!("the password cannot be read: {error}"))
 }

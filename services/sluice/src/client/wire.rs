@@ -252,9 +252,22 @@ pub(crate) struct Project {
     pub(crate) slug: String,
     pub(crate) name: String,
     pub(crate) archived: bool,
+    #[serde(default)]
+    pub(crate) auto_promote: bool,
+    #[serde(default)]
+    pub(crate) env: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub(crate) secrets: BTreeMap<String, Secret>,
     /// As declared, defaults filled in.
     pub(crate) stages: BTreeMap<String, Value>,
     pub(crate) changed_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Secret {
+    pub(crate) version: u64,
+    pub(crate) set_by: String,
+    pub(crate) set_at: DateTime<Utc>,
 }
 
 #[derive(Debug, Deserialize)]

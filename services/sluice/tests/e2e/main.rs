@@ -5,3 +5,4 @@ mod deploy;
 mod harness;
 mod release;
 mod restart;
+mod secrets;

@@ -32,7 +32,7 @@ const ROUND: Duration = Duration::from_secs(400);
 /// For a moment that was not struck at once, since the part had not lived long enough.
 const LOOK: Duration = Duration::from_millis(50);
 /// A moment that should be struck alone and was missed is tried again.
-const TRIES: usize = 4;
+const TRIES: usize = 10;
 
 /// How the kills are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,6 +239,8 @@ impl Walk {
                     if !self.outcome.verdict.is_clean() {
                         return Ok(());
                     }
+                    // The first moments of a deployment come at once: by then it must have lived long enough.
+                    sleep(self.target.life().saturating_sub(self.back.elapsed())).await;
                     // Only this one is left to be struck.
                     let all: Vec<String> = self.places[at].expected.clone();
                     let struck = self.places[at].struck.clone();

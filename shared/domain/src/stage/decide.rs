@@ -172,6 +172,8 @@ pub enum Rejection {
     NothingToPromote,
     #[error("this stage is not on hold")]
     NotOnHold,
+    #[error("nothing runs here yet: deploy or promote something first")]
+    NothingRuns,
     #[error("there is no earlier release to go back to")]
     NoEarlierRelease,
     #[error("this deployment is what the stage runs already")]
