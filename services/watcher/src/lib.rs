@@ -28,7 +28,7 @@ pub struct Config {
 pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> Result<()> {
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = promotions::run(&config, &log) => ended,
-        ended = automatic::run(&config, &log) => ended,
+        ended = Box::pin(promotions::run(&config, &log)) => ended,
+        ended = Box::pin(automatic::run(&config, &log)) => ended,
     }
 }
