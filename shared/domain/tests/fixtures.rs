@@ -180,7 +180,7 @@ fn samples() -> Vec<(String, serde_json::Value)> {
 fn declared() -> BTreeSet<String> {
     let sources = [
         ("project", include_str!("../src/project.rs")),
-        ("stage", include_str!("../src/stage/mod.rs")),
+        ("stage", include_str!("../src/stage/event.rs")),
         ("route", include_str!("../src/route.rs")),
         ("registry", include_str!("../src/registry.rs")),
         ("token", include_str!("../src/token.rs")),

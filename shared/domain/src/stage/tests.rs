@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     Span,
-    image::Source,
-    settings::{QueuePolicy, RouteSettings, Strategy as Rolling},
+    image::{Image, Source},
+    settings::{QueuePolicy, RouteSettings, StageSettings, Strategy as Rolling},
 };
 
 fn id(n: u128) -> DeploymentId {
