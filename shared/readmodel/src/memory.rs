@@ -147,10 +147,11 @@ mod tests {
         let columns: &[&str] = match table {
             "projects" => &["slug"],
             "stages" => &["project", "stage"],
-            "deployments" => &["id"],
+            "deployments" | "promotions" | "tokens" => &["id"],
             "instances" => &["deployment", "name"],
             "registries" => &["host"],
-            _ => &["sequence"],
+            "events" => &["sequence"],
+            other => panic!("{other} is new: say here what its key is"),
         };
         columns.iter().map(|column| row[column].to_string()).collect::<Vec<_>>().join(" ")
     }
