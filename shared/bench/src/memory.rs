@@ -104,7 +104,7 @@ fn rows(samples: &[Sample]) -> Vec<Row> {
                 "proportional set size of {}, at rest after a deployment and {REQUESTS} requests over 64 connections",
                 ROLES.join(", ")
             )),
-        row("the same, shared pages counted five times").ours(each(&|sample| all(sample).resident)),
+        row("the same, shared pages counted for each process").ours(each(&|sample| all(sample).resident)),
     ];
     for (index, role) in ROLES.iter().enumerate() {
         rows.push(row(&format!("idle memory, {role}")).ours(each(&|sample| sample.roles[index].proportional)));
