@@ -14,6 +14,7 @@ mod pattern;
 mod problem;
 mod rim;
 mod routes;
+mod sealed;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -139,12 +139,8 @@ pub enum DecodeError {
     Undecodable { sequence: u64, subject: String, source: serde_json::Error },
 }
 
-/// The subject under which `event` of the aggregate `key` is stored.
-pub fn subject<A: Aggregate>(key: &Key<A>, event: &A::Event) -> Result<String, serde_json::Error> {
-    Ok(subject_of(key, event, &Named::of(event)?.r#type))
-}
-
-fn subject_of<A: Aggregate>(key: &Key<A>, event: &A::Event, name: &str) -> String {
+/// The subject under which `event`, called `name`, of the aggregate `key` is stored.
+fn subject<A: Aggregate>(key: &Key<A>, event: &A::Event, name: &str) -> String {
     // The version is part of the type, not of the subject: subscribers to a topic keep it.
     let topic = name.rsplit_once(".v").map_or(name, |(topic, _)| topic);
     let prefix = key.prefix();
@@ -162,7 +158,7 @@ pub fn encode<A: Aggregate>(
     context: &Context,
 ) -> Result<(String, Vec<u8>), serde_json::Error> {
     let Named { r#type, data } = Named::of(event)?;
-    let subject = subject_of(key, event, &r#type);
+    let subject = subject(key, event, &r#type);
     let body = serde_json::to_vec(&Wire {
         specversion: "1.0",
         id,

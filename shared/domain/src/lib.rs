@@ -23,7 +23,7 @@ mod name;
 mod role;
 mod unit;
 
-pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode, subject};
+pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode};
 pub use name::{BadName, DeploymentId, PromotionId, Slug, TokenId};
 pub use role::Role;
 pub use unit::{Bytes, Cpus, Span};

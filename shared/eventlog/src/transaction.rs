@@ -160,7 +160,7 @@ impl Transaction {
     }
 
     /// Of the events that this decision will write.
-    pub fn context(&self) -> &Context {
+    pub(crate) fn context(&self) -> &Context {
         &self.context
     }
 

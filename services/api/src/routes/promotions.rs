@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use domain::{
     DeploymentId, Event, Key, PromotionId, Recorded,
+    image::valid_digest,
     promotion::{Answer, Check, Gate, Promotion as Pending, Verification, judge},
     stage::{self, Command, Stage},
 };
@@ -124,20 +125,14 @@ pub(crate) async fn preview(
         by: String::new(),
         approvals: vec![],
     };
-    let checks = judge(&pending, taker.lock.as_ref(), &attempt.case).checks;
-    let is = |answer| checks.iter().any(|check| check.answer == answer);
-    let answer = match (is(Answer::Refused), is(Answer::Waiting)) {
-        (true, _) => Answer::Refused,
-        (false, true) => Answer::Waiting,
-        (false, false) => Answer::Passed,
-    };
+    let judgement = judge(&pending, taker.lock.as_ref(), &attempt.case);
     Ok(Json(Preview {
         source: attempt.case.rules.from.to_string(),
         digest,
         image: source.map(|source| source.image.requested.clone()),
         current: taker.current.map(|current| current.spec.image.digest),
-        answer,
-        checks,
+        answer: judgement.answer(),
+        checks: judgement.checks,
     }))
 }
 
@@ -161,6 +156,9 @@ pub(crate) async fn request(
 ) -> Result<Taken<Asking>, Error> {
     let promotion = PromotionId(idempotency::id(&asked.context, "promotion"));
     let PromotionBody { digest, wait } = asked.body;
+    if digest.as_ref().is_some_and(|digest| !valid_digest(digest)) {
+        return Err(Error::invalid("digest", "must be sha256: and 64 hexadecimal digits"));
+    }
     let by = asked.context.actor.clone();
     look(&api, &path, promotion, &asked.context, |attempt| Command::Promote {
         digest: digest.clone(),

@@ -2,7 +2,6 @@
 
 use axum::{Json, extract::State};
 use domain::{Aggregate, Key, registry::Command};
-use eventlog::{ExecuteError, Secret};
 use readmodel::registries::{self, Registry};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -12,6 +11,7 @@ use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
     problem::Error,
+    sealed,
 };
 
 const LONGEST_PASSWORD: usize = 64 << 10;
@@ -79,19 +79,11 @@ pub(crate) async fn set(
         Command::SetCredentials { host, username, secret, version }
     };
     before.decide(set(0))?;
-    let version = api.log.vault().put(&secret, &Secret::new(password)).await?;
-    let done = api.log.execute(&key, set(version), &asked.context).await;
-    let useless = match &done {
-        Ok(committed) if committed.events.is_empty() => Some(secret),
-        Ok(_) => before.credentials.map(|replaced| replaced.secret),
-        Err(ExecuteError::Rejected(_) | ExecuteError::KeyReused | ExecuteError::Conflict) => Some(secret),
-        // Whether the event was written is unknown, and it would point here.
-        Err(ExecuteError::Log(_)) => None,
-    };
-    if let Some(useless) = useless {
-        api.log.vault().delete(&useless).await?;
+    let committed = sealed::keep(&api.log, &secret, password, &key, set, &asked.context).await?;
+    if let Some(replaced) = before.credentials.filter(|_| !committed.events.is_empty()) {
+        api.log.vault().delete(&replaced.secret).await?;
     }
-    Ok(Taken(Accepted { sequence: done?.sequence }))
+    Ok(Taken(Accepted { sequence: committed.sequence }))
 }
 
 /// Forget the credentials for a registry.

@@ -5,7 +5,6 @@ use domain::{
     Aggregate, Key, Slug,
     project::{Command, Project},
 };
-use eventlog::{ExecuteError, Secret};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
@@ -14,6 +13,7 @@ use crate::{
     Api,
     extract::{Asked, Nothing, Path, Query},
     problem::Error,
+    sealed,
 };
 
 const LARGEST_VALUE: usize = 32 << 10;
@@ -61,19 +61,9 @@ pub(crate) async fn set(
     // Each value lies at a place of its own: releases that may be gone back to keep theirs.
     let vault = format!("secret/{project}/{name}/{}", runtime::clock::new_id());
     let command = Command::SetSecret { name, vault: vault.clone() };
-    api.log.load(&key).await?.state.decide(command.clone())?;
-    api.log.vault().put(&vault, &Secret::new(value)).await?;
-    let done = api.log.execute(&key, command, &asked.context).await;
-    let useless = match &done {
-        Ok(committed) => committed.events.is_empty(),
-        Err(ExecuteError::Rejected(_) | ExecuteError::KeyReused | ExecuteError::Conflict) => true,
-        // Whether the event was written is unknown, and it would point here.
-        Err(ExecuteError::Log(_)) => false,
-    };
-    if useless {
-        api.log.vault().delete(&vault).await?;
-    }
-    Ok(Taken(Accepted { sequence: done?.sequence }))
+    api.log.fold(&key).await?.state.decide(command.clone())?;
+    let committed = sealed::keep(&api.log, &vault, value, &key, |_| command, &asked.context).await?;
+    Ok(Taken(Accepted { sequence: committed.sequence }))
 }
 
 /// Forget a secret that nothing declared refers to. What runs keeps the value that it started with.

@@ -5,7 +5,6 @@ use domain::{
     Key, Role, Slug, TokenId,
     token::{Command, Holder},
 };
-use eventlog::{ExecuteError, Secret};
 use readmodel::tokens::{self, Token};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -17,6 +16,7 @@ use crate::{
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
+    sealed,
 };
 
 /// Who is to hold a new token.
@@ -79,21 +79,12 @@ pub(crate) async fn create(
     let TokenBody { name, role } = asked.body;
     let id = TokenId(idempotency::id(&asked.context, "token"));
     let token = auth::new_token(id);
-    // A name of its own: the same request may come twice at the same time.
     let secret = format!("token/{id}/{}", runtime::clock::new_id());
-    let version = api.log.vault().put(&secret, &Secret::new(auth::digest(&token))).await?;
-    let command = Command::Create(Holder { name, role, secret: secret.clone(), version });
-    let done = api.log.execute(&Key::token(id), command, &asked.context).await;
-    let useless = match &done {
-        Ok(committed) => committed.events.is_empty(),
-        Err(ExecuteError::Rejected(_) | ExecuteError::KeyReused | ExecuteError::Conflict) => true,
-        // Whether the event was written is unknown, and it would point here.
-        Err(ExecuteError::Log(_)) => false,
-    };
-    if useless {
-        api.log.vault().delete(&secret).await?;
-    }
-    Ok(Taken(Created { sequence: done?.sequence, id: id.0, token: (!useless).then_some(token) }))
+    let command = |version| Command::Create(Holder { name, role, secret: secret.clone(), version });
+    let (key, digest) = (Key::token(id), auth::digest(&token));
+    let committed = sealed::keep(&api.log, &secret, digest, &key, command, &asked.context).await?;
+    let token = (!committed.events.is_empty()).then_some(token);
+    Ok(Taken(Created { sequence: committed.sequence, id: id.0, token }))
 }
 
 /// Make a token useless, from the next request on.

@@ -98,6 +98,8 @@ async fn a_refusal_is_recorded_with_its_gate_and_has_no_proof() {
     assert_eq!(listed["promotions"][0]["gate"], "soak");
     app.get(&format!("{}/verification", path_of(&asked.body))).await.problem(409, "no_proof");
 
+    let garbage = app.post(&format!("{PROD}/promotions"), json!({ "digest": "garbage" })).await;
+    assert_eq!(garbage.fields(422, "invalid"), ["digest"]);
     let digest = json!({ "digest": format!("sha256:{}", "f".repeat(64)) });
     let other = app.post(&format!("{PROD}/promotions"), digest).await;
     assert_eq!(other.body["gate"], "source");

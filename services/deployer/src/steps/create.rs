@@ -45,7 +45,8 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
     let addresses = job.engine.addresses(&network, &names).await?;
     let mut to_make: HashMap<u16, Option<Address>> = missing.into_iter().zip(addresses).collect();
 
-    let env = environment(job, &spec.settings.env).await?;
+    // What stands already needs no secret any more.
+    let env = if to_make.is_empty() { vec![] } else { environment(job, &spec.settings.env).await? };
     let (network, env) = (&network, &env);
     stream::iter(1..=spec.settings.replicas)
         .map(|replica| {

@@ -116,7 +116,8 @@ impl fmt::Display for Gate {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+// From the most welcome to the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Passed,
@@ -143,8 +144,9 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    pub fn first(&self, answer: Answer) -> Option<&Check> {
-        self.checks.iter().find(|check| check.answer == answer)
+    /// The least welcome of all.
+    pub fn answer(&self) -> Answer {
+        self.checks.iter().map(|check| check.answer).max().unwrap_or(Answer::Passed)
     }
 }
 
@@ -159,9 +161,11 @@ pub fn judge(promotion: &Promotion, lock: Option<&Lock>, case: &Case) -> Judgeme
         thawed(&rules.gates, *now),
         approved(promotion, rules.gates.approvals.as_ref()),
     ];
-    let passed = checks.iter().all(|check| check.answer == Answer::Passed);
-    let proof = passed.then(|| proof(promotion, case)).flatten();
-    Judgement { checks, proof }
+    let mut judgement = Judgement { checks, proof: None };
+    if judgement.answer() == Answer::Passed {
+        judgement.proof = proof(promotion, case);
+    }
+    judgement
 }
 
 fn proof(promotion: &Promotion, case: &Case) -> Option<Proof> {

@@ -1,0 +1,33 @@
+//! A secret in the vault and the event that points to it: both come to be, or neither.
+
+use domain::{Aggregate, Context, Key};
+use eventlog::{Committed, EventLog, ExecuteError, Secret};
+
+use crate::problem::Error;
+
+/// Seals `secret` at `place`, and has `command` decided, which takes the revision that it got there. `place` must be a
+/// new one each time: the same request may come twice at once. Where no event points there, the secret goes again.
+pub(crate) async fn keep<A: Aggregate>(
+    log: &EventLog,
+    place: &str,
+    secret: impl Into<Vec<u8>>,
+    key: &Key<A>,
+    command: impl FnOnce(u64) -> A::Command,
+    context: &Context,
+) -> Result<Committed, Error>
+where
+    Error: From<ExecuteError<A::Rejection>>,
+{
+    let version = log.vault().put(place, &Secret::new(secret)).await?;
+    let done = log.execute(key, command(version), context).await;
+    let useless = match &done {
+        Ok(committed) => committed.events.is_empty(),
+        Err(ExecuteError::Rejected(_) | ExecuteError::KeyReused | ExecuteError::Conflict) => true,
+        // Whether the event was written is unknown, and it would point here.
+        Err(ExecuteError::Log(_)) => false,
+    };
+    if useless {
+        log.vault().delete(place).await?;
+    }
+    Ok(done?)
+}
