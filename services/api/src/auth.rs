@@ -37,6 +37,8 @@ const PREFIX: &str = "sluice_";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Public,
+    /// The message itself proves where it comes from: its handler sees to that.
+    Signed,
     Needs(Role),
 }
 
@@ -71,39 +73,60 @@ impl Token {
             inner.update(part);
         }
         let outer = Sha256::new().chain_update(self.0).chain_update(inner.finalize()).finalize();
-        hex(&outer)
+        hex::encode(outer)
     }
 }
 
 /// The router under construction, with the access of every operation.
 pub(crate) struct Routes {
+    /// Under [`BASE`].
     router: OpenApiRouter<Api>,
+    /// Elsewhere.
+    outside: OpenApiRouter<Api>,
     /// By method and path, as in `GET /api/v1/stages`.
     access: BTreeMap<String, Access>,
 }
 
 impl Routes {
     pub(crate) fn new() -> Self {
-        Self { router: OpenApiRouter::default(), access: BTreeMap::new() }
+        Self { router: OpenApiRouter::default(), outside: OpenApiRouter::default(), access: BTreeMap::new() }
     }
 
     /// The only way to add a route.
     #[must_use]
-    pub(crate) fn add(mut self, access: Access, (schemas, mut paths, methods): UtoipaMethodRouter<Api>) -> Self {
+    pub(crate) fn add(mut self, access: Access, route: UtoipaMethodRouter<Api>) -> Self {
+        let route = self.declare(access, BASE, route);
+        self.router = self.router.routes(route);
+        self
+    }
+
+    /// The only way to add one that others than our own clients know.
+    #[must_use]
+    pub(crate) fn add_outside(mut self, access: Access, route: UtoipaMethodRouter<Api>) -> Self {
+        let route = self.declare(access, "", route);
+        self.outside = self.outside.routes(route);
+        self
+    }
+
+    fn declare(
+        &mut self,
+        access: Access,
+        base: &str,
+        (schemas, mut paths, methods): UtoipaMethodRouter<Api>,
+    ) -> UtoipaMethodRouter<Api> {
         for (path, item) in &mut paths.paths {
             for (method, operation) in operations(item) {
                 document(operation, access);
-                self.access.insert(format!("{method} {BASE}{path}"), access);
+                self.access.insert(format!("{method} {base}{path}"), access);
             }
         }
-        self.router = self.router.routes((schemas, paths, methods));
-        self
+        (schemas, paths, methods)
     }
 
     /// The guarded router.
     pub(crate) fn router(self, api: Api) -> Router {
         let guard = Guard { token: api.token.clone(), log: api.log.clone(), access: Arc::new(self.access) };
-        let (router, _) = OpenApiRouter::default().nest(BASE, self.router).split_for_parts();
+        let (router, _) = OpenApiRouter::default().nest(BASE, self.router).merge(self.outside).split_for_parts();
         router
             .fallback(|| async { Error::NoSuchPath })
             .layer(middleware::from_fn_with_state(guard, check))
@@ -112,7 +135,7 @@ impl Routes {
 
     /// The description of all of them, within `outline`.
     pub(crate) fn document(self, outline: OpenApi) -> OpenApi {
-        OpenApiRouter::<Api>::with_openapi(outline).nest(BASE, self.router).into_openapi()
+        OpenApiRouter::<Api>::with_openapi(outline).nest(BASE, self.router).merge(self.outside).into_openapi()
     }
 }
 
@@ -150,7 +173,7 @@ async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> 
     let access = path.and_then(|path| access(&guard.access, path, request.method()));
     let caller = match (access, guard.authenticate(request.headers()).await) {
         (_, Ok(caller)) => caller,
-        (Some(Access::Public), Err(_)) => None,
+        (Some(Access::Public | Access::Signed), Err(_)) => None,
         (Some(Access::Needs(_)) | None, Err(error)) => return error.into_response(),
     };
     if let Err(refused) = admit(access, path.is_some(), caller.as_ref()) {
@@ -166,7 +189,7 @@ async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> 
 /// there is at all, only those learn who may know.
 fn admit(access: Option<Access>, known_path: bool, caller: Option<&Principal>) -> Result<(), Error> {
     match (access, caller) {
-        (Some(Access::Public), _) => Ok(()),
+        (Some(Access::Public | Access::Signed), _) => Ok(()),
         (Some(Access::Needs(_)) | None, None) => Err(Error::Unauthorized),
         (Some(Access::Needs(role)), Some(caller)) if caller.role < role => Err(Error::Forbidden(role)),
         (Some(Access::Needs(_)), Some(_)) => Ok(()),
@@ -183,8 +206,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// A new API token for the holder that `id` names. 256 random bits stand behind the id.
 pub(crate) fn new_token(id: TokenId) -> String {
-    let secret: [u8; 32] = rand::random();
-    format!("{PREFIX}{}_{}", id.0.simple(), hex(&secret))
+    format!("{PREFIX}{}_{}", id.0.simple(), random_secret())
 }
 
 /// What of a token is kept.
@@ -197,13 +219,19 @@ fn token_id(presented: &str) -> Option<TokenId> {
     id.parse().ok()
 }
 
+/// 256 random bits, in hexadecimal.
+pub(crate) fn random_secret() -> String {
+    hex::encode(rand::random::<[u8; 32]>())
+}
+
+/// Whether the two are the same; their digests hide where they differ, and their length.
+pub(crate) fn same_secret(one: &[u8], other: &[u8]) -> bool {
+    same(&Sha256::digest(one), &Sha256::digest(other))
+}
+
 /// Takes the same time wherever the two differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b))) == 0
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
@@ -225,6 +253,7 @@ fn document(operation: &mut Operation, access: Access) {
     operation.responses.responses.insert("default".into(), RefOr::T(problem.build()));
     let (security, sentence) = match access {
         Access::Public => (SecurityRequirement::default(), "Public.".to_owned()),
+        Access::Signed => (SecurityRequirement::default(), "Takes what its sender has signed.".to_owned()),
         Access::Needs(role) => {
             (SecurityRequirement::new(SCHEME, Vec::<String>::new()), format!("Needs the role `{role}`."))
         }

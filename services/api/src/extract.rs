@@ -72,7 +72,8 @@ impl<T: DeserializeOwned> FromRequest<Api> for Asked<T> {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Nothing {}
 
-async fn read(body: Body) -> Result<Bytes, Error> {
+/// A body within its limit.
+pub(crate) async fn read(body: Body) -> Result<Bytes, Error> {
     let mut kept = Vec::new();
     let mut length = 0;
     let mut chunks = body.into_data_stream();

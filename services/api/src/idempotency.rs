@@ -17,7 +17,7 @@ pub(crate) const HEADER: &str = "idempotency-key";
 const LONGEST: usize = 255;
 
 /// Part of what every command's id is made of: never to be changed.
-const NAMESPACE: Uuid = uuid!("6f1d4a3e-5b0c-4c1e-9a57-2d0c8e7b3f64");
+pub(crate) const NAMESPACE: Uuid = uuid!("6f1d4a3e-5b0c-4c1e-9a57-2d0c8e7b3f64");
 
 /// The context of the events that this request causes.
 pub(crate) fn context(parts: &Parts, caller: &Principal, token: &Token, body: &[u8]) -> Result<Context, Error> {

@@ -8,6 +8,7 @@
 
 mod auth;
 mod extract;
+mod hooks;
 mod idempotency;
 mod live;
 mod pattern;
@@ -22,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use axum::middleware;
 use eventlog::EventLog;
 use readmodel::{PgPool, Progress};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{auth::Token, live::Live, problem::Error};
@@ -72,6 +73,8 @@ struct Api {
     live: Live,
     token: Token,
     node: Arc<str>,
+    /// Webhooks that are worked on.
+    hooks: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -105,7 +108,8 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     tasks.spawn(live.clone().feed(log.clone(), last));
 
     let token = Token::new(&config.admin_token);
-    let api = Api { log, pool, progress, live, token, node: config.node.into(), shutdown: shutdown.clone() };
+    let (node, hooks) = (config.node.into(), Arc::new(Semaphore::new(hooks::AT_ONCE)));
+    let api = Api { log, pool, progress, live, token, node, hooks, shutdown: shutdown.clone() };
     let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
     tracing::info!(listen = %config.listen, "API ready");
 

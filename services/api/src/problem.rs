@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use domain::{Role, image, node::ResolveError, project, registry, route, settings::FieldError, stage, token};
+use domain::{Role, hook, image, node::ResolveError, project, registry, route, settings::FieldError, stage, token};
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
 use readmodel::promotions::Status;
@@ -24,6 +24,14 @@ pub(crate) enum Error {
     NoSuchPath,
     #[error("this address does not take this method")]
     MethodNotAllowed,
+    #[error("this message does not prove that it comes from whom this hook is for")]
+    BadSignature,
+    #[error("too many messages come at once")]
+    Busy,
+    #[error("no watcher answers, so the registry cannot be asked")]
+    NoWatcher,
+    #[error("{reason}")]
+    NotDeployed { code: String, reason: String, later: bool },
     #[error("the body is larger than {} KiB", .limit >> 10)]
     TooLarge { limit: usize },
     #[error("the body must be sent as `Content-Type: application/json`")]
@@ -42,6 +50,8 @@ pub(crate) enum Error {
     Registry(#[from] registry::Rejection),
     #[error(transparent)]
     Token(#[from] token::Rejection),
+    #[error(transparent)]
+    Hook(#[from] hook::Rejection),
     #[error(transparent)]
     Image(#[from] image::WithinError),
     #[error(transparent)]
@@ -148,7 +158,10 @@ impl Error {
     fn answer(&self) -> Answer {
         let (status, code, hint) = self.kind();
         let errors = match self {
-            Self::Invalid(errors) | Self::Project(project::Rejection::Invalid(errors)) => errors.clone(),
+            Self::Invalid(errors)
+            | Self::Project(project::Rejection::Invalid(errors))
+            | Self::Registry(registry::Rejection::Invalid(errors))
+            | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { stage, host, rejection } => {
                 vec![FieldError { field: format!("stages.{stage}.route"), problem: format!("{host}: {rejection}") }]
             }
@@ -190,6 +203,19 @@ impl Error {
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "GET /api/v1/openapi.json lists every method")
             }
+            Self::BadSignature => (
+                S::UNAUTHORIZED,
+                "bad_signature",
+                "`sluice hook list` shows the hooks, and the manual how each is signed",
+            ),
+            Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "send it again in a moment"),
+            Self::NoWatcher => (
+                S::SERVICE_UNAVAILABLE,
+                "watcher_unavailable",
+                "start the watcher (`sluice up` starts everything) and send it again; polling finds it then, too",
+            ),
+            Self::NotDeployed { code, later: false, .. } => (S::CONFLICT, code.as_str(), ""),
+            Self::NotDeployed { code, later: true, .. } => (S::SERVICE_UNAVAILABLE, code.as_str(), "send it again"),
             Self::TooLarge { .. } => {
                 (S::PAYLOAD_TOO_LARGE, "too_large", "send less: a declaration needs only settings")
             }
@@ -226,6 +252,8 @@ impl Error {
                 stage::Rejection::ApprovalDoesNotCount { .. } => (S::FORBIDDEN, "approval_does_not_count", ""),
                 stage::Rejection::NoReason => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 stage::Rejection::OnHold { .. } => (S::CONFLICT, "on_hold", ""),
+                stage::Rejection::NothingNew => (S::CONFLICT, "nothing_new", ""),
+                stage::Rejection::Overtaken => (S::CONFLICT, "overtaken", ""),
                 stage::Rejection::NotAutomatic => (S::CONFLICT, "not_automatic", ""),
                 stage::Rejection::NothingToPromote => (S::CONFLICT, "nothing_to_promote", ""),
                 stage::Rejection::NotOnHold => (S::CONFLICT, "not_on_hold", ""),
@@ -241,14 +269,19 @@ impl Error {
                 route::Rejection::Taken { .. } => (S::CONFLICT, "route_taken", ""),
             },
             Self::Registry(rejection) => match rejection {
-                registry::Rejection::BadHost(_) | registry::Rejection::BadUsername => {
-                    (S::UNPROCESSABLE_ENTITY, "invalid", "")
-                }
+                registry::Rejection::BadHost(_)
+                | registry::Rejection::BadUsername
+                | registry::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                registry::Rejection::Unknown => (S::NOT_FOUND, "registry_not_found", ""),
                 registry::Rejection::NoCredentials => (S::NOT_FOUND, "no_credentials", ""),
             },
             Self::Token(rejection) => match rejection {
                 token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
+            },
+            Self::Hook(rejection) => match rejection {
+                hook::Rejection::Unknown => (S::NOT_FOUND, "hook_not_found", ""),
+                hook::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
             Self::Image(error) => match error {
                 image::WithinError::Bad(_) => (S::UNPROCESSABLE_ENTITY, "bad_image", ""),

@@ -147,7 +147,15 @@ mod tests {
             source: Source::Registry,
         };
         let settings = StageSettings { keep: 1, ..StageSettings::default() };
-        run(stage, Command::Request { deployment: id(number), spec: Spec { image, settings }, node: "local".into() });
+        run(
+            stage,
+            Command::Request {
+                deployment: id(number),
+                spec: Spec { image, settings },
+                node: "local".into(),
+                by: "ana".into(),
+            },
+        );
         run(stage, Command::Start { deployment: id(number), worker: "w".into() });
     }
 

@@ -1,14 +1,17 @@
-//! Looks after what nobody asks for at the moment when it can happen: promotions that wait for their gates, and releases
-//! of projects that promote by themselves.
+//! Looks after what nobody asks for at the moment when it can happen: images that were pushed to a registry, promotions
+//! that wait for their gates, releases of projects that promote by themselves.
 //!
-//! Owns: when something is looked at again. What comes of it is decided by the aggregates, from evidence that must still
-//! hold at the commit: any number of watchers may look at the same thing, and it happens once.
+//! Owns: when something is looked at again, and what a registry is asked. What comes of it is decided by the aggregates,
+//! from evidence that must still hold at the commit: any number of watchers may look at the same thing, and it happens
+//! once.
 //!
 //! Must never import: another service, async-nats, sqlx, bollard.
 
-mod automatic;
-mod look;
+mod place;
+mod policies;
 mod promotions;
+mod registry;
+mod trouble;
 
 use anyhow::Result;
 use eventlog::EventLog;
@@ -28,7 +31,8 @@ pub struct Config {
 pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> Result<()> {
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = Box::pin(promotions::run(&config, &log)) => ended,
-        ended = Box::pin(automatic::run(&config, &log)) => ended,
+        ended = Box::pin(promotions::waiting::run(&config, &log)) => ended,
+        ended = Box::pin(promotions::automatic::run(&config, &log)) => ended,
+        ended = Box::pin(policies::run(&config, &log)) => ended,
     }
 }

@@ -76,7 +76,7 @@ impl Lab {
         let image =
             Image { requested: "shop".into(), digest: format!("sha256:{version:064}"), source: Source::Registry };
         let spec = Spec { image, settings: StageSettings::default() };
-        run(Command::Request { deployment, spec, node: NODE.into() }).await;
+        run(Command::Request { deployment, spec, node: NODE.into(), by: "ana".into() }).await;
         self.carry("dev", deployment).await;
     }
 

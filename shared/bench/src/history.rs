@@ -171,7 +171,11 @@ impl History {
         if place.state.active.is_none() {
             self.places[at].correlation = id;
         }
-        self.stage(at, "admin", Command::Request { deployment: DeploymentId(id), spec, node: NODE.into() })
+        self.stage(
+            at,
+            "admin",
+            Command::Request { deployment: DeploymentId(id), spec, node: NODE.into(), by: "ana".into() },
+        )
     }
 
     /// The next thing to happen to a deployment on its way.

@@ -94,7 +94,8 @@ async fn request(log: &EventLog, image: &Image) -> Result<Queues> {
             let mut queue = VecDeque::new();
             for _ in 0..EACH {
                 let deployment = DeploymentId(runtime::clock::new_id());
-                let command = Command::Request { deployment, spec: spec.clone(), node: "local".into() };
+                let command =
+                    Command::Request { deployment, spec: spec.clone(), node: "local".into(), by: "ana".into() };
                 log.execute(&key, command, &runtime::clock::context("bench")).await?;
                 queue.push_back(deployment);
             }

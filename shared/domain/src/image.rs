@@ -34,8 +34,9 @@ impl Image {
 
     /// The tag that was asked for, or the beginning of the digest.
     pub fn version(&self) -> &str {
+        let name = self.requested.split('@').next().unwrap_or_default();
         match Reference::parse(&self.requested) {
-            Ok(Reference { tag: Some(_), .. }) => self.requested.rsplit(':').next().unwrap_or(&self.requested),
+            Ok(Reference { tag: Some(_), .. }) => name.rsplit(':').next().unwrap_or(name),
             Ok(_) | Err(_) => self.digest.get(7..19).unwrap_or(&self.digest),
         }
     }
@@ -107,7 +108,7 @@ impl Reference {
     }
 
     /// The repository in full, so that `nginx` and `docker.io/library/nginx` compare equal.
-    fn canonical(&self) -> String {
+    pub fn canonical(&self) -> String {
         match self.repository.split_once('/') {
             Some((host, path)) if is_host(host) && host != "docker.io" => format!("{host}/{path}"),
             Some(("docker.io", path)) if path.contains('/') => format!("docker.io/{path}"),
@@ -169,7 +170,7 @@ pub fn valid_host(text: &str) -> bool {
         && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
-fn valid_tag(text: &str) -> bool {
+pub fn valid_tag(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && !text.starts_with(['.', '-'])
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))

@@ -7,10 +7,13 @@
 //! and randomness arrive inside commands, so that the same history always gives the same answer.
 
 pub mod env;
+pub mod hook;
 pub mod image;
 pub mod node;
+pub mod policy;
 pub mod project;
 pub mod promotion;
+pub mod push;
 pub mod registry;
 pub mod route;
 pub mod settings;

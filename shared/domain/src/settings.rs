@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::{
     Bytes, Cpus, Slug, Span,
     env::{self, Env},
+    policy::TagPolicy,
     promotion::Gates,
 };
 
@@ -54,6 +55,9 @@ pub struct StageSettings {
     /// Earlier releases whose stopped containers and images are kept, 0 to 50.
     #[serde(default = "three")]
     pub keep: u16,
+    /// Which images of its repository the stage takes by itself. Without one, none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<TagPolicy>,
     /// Stage of the same project that runs a release before this one does. With it, this stage takes releases only by
     /// promotion from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,6 +203,7 @@ impl Default for StageSettings {
             route: None,
             queue: QueuePolicy::default(),
             keep: three(),
+            policy: None,
             promote_from: None,
             gates: Gates::default(),
         }
@@ -309,6 +314,12 @@ impl StageSettings {
             "gates",
             "stand before a promotion: name the stage to promote from in `promote_from`",
         );
+        if let Some(policy) = &self.policy {
+            require(self.image.is_some(), "policy", "needs the stage's `image`: the repository that it chooses from");
+            let alone = self.promote_from.is_none();
+            require(alone, "policy", "does not go with `promote_from`: such a stage takes releases only by promotion");
+            errors.extend(policy.check(&format!("{prefix}.policy")));
+        }
         errors.extend(env::check(&self.env, &format!("{prefix}.env")));
         errors.extend(self.gates.check(&format!("{prefix}.gates")));
         errors

@@ -11,6 +11,10 @@ pub struct Span(u64);
 impl Span {
     pub const ZERO: Self = Self(0);
 
+    pub const fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+
     pub const fn millis(ms: u64) -> Self {
         Self(ms)
     }

@@ -8,10 +8,11 @@ use chrono::DateTime;
 use domain::{
     Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
     env::{EnvValue, SecretRef},
+    hook::{self, Hook, HookSettings},
     image::{Image, Source},
     project::{self, Project},
     promotion::{Approval, Gate, Proof, SourceProof},
-    registry::{self, Registry},
+    registry::{self, Registry, RegistrySettings},
     route::{self, Host},
     settings::{RouteSettings, StageSettings},
     stage::{self, Failure, Instance, Kind, Origin, Spec, Stage, Step, StepDone},
@@ -83,7 +84,25 @@ fn samples() -> Vec<(String, serde_json::Value)> {
             secret: key.secret(),
             version: 7,
         };
-        [set, registry::Event::CredentialsRemoved { host }].map(|e| stored(&key, &e)).to_vec()
+        let settings = RegistrySettings { username: Some("ci".into()), ..RegistrySettings::default() };
+        let all = [
+            registry::Event::Configured { host: host.clone(), settings },
+            set,
+            registry::Event::CredentialsRemoved { host: host.clone() },
+            registry::Event::Removed { host },
+        ];
+        all.map(|e| stored(&key, &e)).to_vec()
+    };
+    let hook = {
+        let settings = HookSettings {
+            source: hook::Source::Gitea,
+            registry: Some("registry.example.com".into()),
+            project: None,
+            stage: None,
+        };
+        let secret = hook::Event::SecretSet { secret: "hook/images/x".into(), version: 3 };
+        let all = [hook::Event::Configured { settings }, secret, hook::Event::Removed {}];
+        all.map(|e| stored(&Key::<Hook>::hook(&slug("images")), &e)).to_vec()
     };
     let stage = {
         use stage::Event::*;
@@ -173,7 +192,7 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
         [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
     };
-    [project, route, registry, stage, token].concat()
+    [project, route, registry, stage, token, hook].concat()
 }
 
 /// The names in the source: what [`samples`] must cover.
@@ -184,6 +203,7 @@ fn declared() -> BTreeSet<String> {
         ("route", include_str!("../src/route.rs")),
         ("registry", include_str!("../src/registry.rs")),
         ("token", include_str!("../src/token.rs")),
+        ("hook", include_str!("../src/hook.rs")),
     ];
     let names = |aggregate: &'static str, text: &'static str| {
         text.lines()
@@ -234,6 +254,7 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
         domain::Event::Stage(event) => stored(&Key::<Stage>::stage(&slug(first), &slug(&rest[0])), event),
         domain::Event::Route(event) => stored(&Key::<Host>::host(&first.replace('_', ".")), event),
         domain::Event::Token(event) => stored(&Key::<Token>::token(TokenId(first.parse().expect("an id"))), event),
+        domain::Event::Hook(event) => stored(&Key::<Hook>::hook(&slug(first)), event),
         domain::Event::Registry(event) => {
             stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
         }

@@ -16,6 +16,7 @@ mod fold;
 mod follow;
 mod logs;
 mod nats;
+mod node;
 mod promotion;
 mod pull;
 mod rpc;

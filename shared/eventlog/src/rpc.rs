@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{client::RequestErrorKind, header::HeaderMap};
+use async_nats::{Subscriber, client::RequestErrorKind, header::HeaderMap};
 use futures::{Stream, StreamExt};
 
 use crate::{EventLog, error::Error, nats};
@@ -29,11 +29,20 @@ impl EventLog {
     }
 
     /// The questions on `subject`, from now on and through any outage of NATS, until the stream is dropped or the
-    /// log is closed.
+    /// log is closed. Every one who serves a subject gets each question.
     pub async fn serve(&self, subject: &str) -> Result<impl Stream<Item = Request> + Send + use<>, Error> {
-        let unavailable = |source| Error::Unavailable { operation: "serving questions", source };
+        let messages = self.inner.client.subscribe(subject.to_owned()).await;
+        self.questions(messages.map_err(|e| serving(Box::new(e)))?).await
+    }
+
+    /// Like [`EventLog::serve`], where each question goes to one of those who serve the subject so.
+    pub async fn share(&self, subject: &str) -> Result<impl Stream<Item = Request> + Send + use<>, Error> {
+        let messages = self.inner.client.queue_subscribe(subject.to_owned(), subject.to_owned()).await;
+        self.questions(messages.map_err(|e| serving(Box::new(e)))?).await
+    }
+
+    async fn questions(&self, messages: Subscriber) -> Result<impl Stream<Item = Request> + Send + use<>, Error> {
         let client = self.inner.client.clone();
-        let messages = client.subscribe(subject.to_owned()).await.map_err(|e| unavailable(Box::new(e)))?;
         // A round trip behind the subscription, so that who asks right after this finds somebody. The client's own
         // `flush` only empties its buffer.
         self.healthy().await?;
@@ -51,6 +60,10 @@ impl Request {
         let sent = self.client.publish(self.reply, answer.into()).await;
         sent.map_err(|e| Error::Unavailable { operation: "answering a question", source: Box::new(e) })
     }
+}
+
+fn serving(source: crate::error::Source) -> Error {
+    Error::Unavailable { operation: "serving questions", source }
 }
 
 fn nobody(source: &crate::error::Source) -> bool {

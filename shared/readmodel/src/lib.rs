@@ -8,6 +8,7 @@
 
 pub mod deployments;
 pub mod events;
+pub mod hooks;
 pub mod instances;
 pub mod projects;
 pub mod promotions;
@@ -50,7 +51,7 @@ pub struct Model {
 type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
-pub static MODELS: [Model; 8] = [
+pub static MODELS: [Model; 9] = [
     projects::MODEL,
     stages::MODEL,
     deployments::MODEL,
@@ -58,6 +59,7 @@ pub static MODELS: [Model; 8] = [
     instances::MODEL,
     registries::MODEL,
     tokens::MODEL,
+    hooks::MODEL,
     events::MODEL,
 ];
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::{
     deployments::{self, Deployment},
     fold,
+    hooks::{self, Hook},
     instances::{self, Instance, State},
     projects::{self, Project},
     promotions::{self, Promotion},
@@ -26,6 +27,7 @@ pub struct ReadModels {
     promotions: BTreeMap<Uuid, Promotion>,
     registries: BTreeMap<String, Registry>,
     tokens: BTreeMap<Uuid, Token>,
+    hooks: BTreeMap<String, Hook>,
     instances: BTreeMap<(String, String), instances::Rows>,
     /// Instances that only an event about their own deployment can change.
     history: HashMap<Uuid, Vec<Instance>>,
@@ -41,6 +43,7 @@ impl ReadModels {
         promotions::fold(&mut self.promotions, events);
         registries::fold(&mut self.registries, events);
         tokens::fold(&mut self.tokens, events);
+        hooks::fold(&mut self.hooks, events);
         let instances = self.instances(events, first);
         Ok(vec![
             ("projects", changed(&self.projects, events, projects::key, |row| row.sequence >= first)?),
@@ -50,6 +53,7 @@ impl ReadModels {
             ("instances", rows(instances.iter())?),
             ("registries", changed(&self.registries, events, registries::key, |row| row.sequence >= first)?),
             ("tokens", changed(&self.tokens, events, tokens::key, |row| row.sequence >= first)?),
+            ("hooks", changed(&self.hooks, events, hooks::key, |row| row.sequence >= first)?),
             ("events", events.iter().map(event).collect::<Result<_, _>>()?),
         ])
     }
@@ -150,6 +154,7 @@ mod tests {
             "deployments" | "promotions" | "tokens" => &["id"],
             "instances" => &["deployment", "name"],
             "registries" => &["host"],
+            "hooks" => &["name"],
             "events" => &["sequence"],
             other => panic!("{other} is new: say here what its key is"),
         };

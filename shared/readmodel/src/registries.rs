@@ -1,9 +1,12 @@
-//! Registries that Sluice signs in to. The password lies in the vault and is never shown.
+//! Registries that something is declared for. The password lies in the vault and is never shown.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use domain::{Event, Recorded, registry};
+use domain::{
+    Aggregate, Event, Recorded,
+    registry::{self, RegistrySettings},
+};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool, types::Json};
 use utoipa::ToSchema;
@@ -17,19 +20,21 @@ pub(crate) const MODEL: Model =
 pub struct Registry {
     /// `host[:port]`, in lower case.
     pub host: String,
-    /// None where the credentials were removed.
-    pub username: Option<String>,
-    /// The actor that last set or removed them.
+    /// None where nothing is declared any more.
+    pub settings: Option<RegistrySettings>,
+    /// Whether a password is kept for it.
+    pub signed_in: bool,
+    /// The actor that last changed it.
     pub changed_by: String,
     pub changed_at: DateTime<Utc>,
     /// Of the last event that changed it.
     pub sequence: u64,
 }
 
-/// Those with credentials, by host.
+/// Those that are declared, by host.
 pub async fn list(database: &PgPool) -> Result<Vec<Registry>, Error> {
     sqlx::query_scalar!(
-        r#"select to_jsonb(r) as "row!: Json<Registry>" from registries r where username is not null order by host"#
+        r#"select to_jsonb(r) as "row!: Json<Registry>" from registries r where settings is not null order by host"#
     )
     .fetch_all(database)
     .await
@@ -39,9 +44,14 @@ pub async fn list(database: &PgPool) -> Result<Vec<Registry>, Error> {
 
 impl Registry {
     fn apply(&mut self, recorded: &Recorded, event: &registry::Event) {
-        self.username = match event {
-            registry::Event::CredentialsSet { username, .. } => Some(username.clone()),
-            registry::Event::CredentialsRemoved { .. } => None,
+        // What an event means for the settings is known in one place.
+        let mut state = registry::Registry { settings: self.settings.take(), credentials: None };
+        state.evolve(event);
+        self.settings = state.settings;
+        self.signed_in = match event {
+            registry::Event::Configured { .. } => self.signed_in,
+            registry::Event::CredentialsSet { .. } => true,
+            registry::Event::CredentialsRemoved { .. } | registry::Event::Removed { .. } => false,
         };
         self.changed_by.clone_from(&recorded.context.actor);
         self.changed_at = fold::time(recorded);
@@ -51,7 +61,8 @@ impl Registry {
     fn new(host: String, recorded: &Recorded) -> Self {
         Self {
             host,
-            username: None,
+            settings: None,
+            signed_in: false,
             changed_by: recorded.context.actor.clone(),
             changed_at: fold::time(recorded),
             sequence: recorded.sequence,
@@ -62,12 +73,8 @@ impl Registry {
 /// Hosts that differ only in case are one aggregate.
 fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
     match &recorded.event {
-        Event::Registry(event) => match event {
-            registry::Event::CredentialsSet { host, .. } | registry::Event::CredentialsRemoved { host } => {
-                Some((host.to_ascii_lowercase(), event))
-            }
-        },
-        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Token(_) => None,
+        Event::Registry(event) => Some((event.host().to_ascii_lowercase(), event)),
+        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Token(_) | Event::Hook(_) => None,
     }
 }
 
@@ -89,8 +96,8 @@ async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into registries select * from jsonb_populate_recordset(null::registries, $1::text::jsonb)
          on conflict (host) do update set
-            (username, changed_by, changed_at, sequence)
-            = (excluded.username, excluded.changed_by, excluded.changed_at, excluded.sequence)",
+            (settings, signed_in, changed_by, changed_at, sequence)
+            = (excluded.settings, excluded.signed_in, excluded.changed_by, excluded.changed_at, excluded.sequence)",
         fold::recordset(rows.values())?
     )
     .execute(to)
@@ -127,7 +134,8 @@ mod tests {
         let mut writer = writer(&pool).await;
         writer.apply(&history.events).await.expect("applied");
         let listed = list(&pool).await.expect("listed");
-        assert_eq!((listed[0].host.as_str(), listed[0].username.as_deref()), ("registry.test:5000", Some("ci")));
+        let username = listed[0].settings.as_ref().and_then(|settings| settings.username.as_deref());
+        assert_eq!((listed[0].host.as_str(), username, listed[0].signed_in), ("registry.test:5000", Some("ci"), true));
         assert!(!format!("{listed:?}").contains("hidden"));
 
         let host = "registry.test:5000".to_owned();

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use domain::{
-    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
+    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, Span, TokenId, decode, encode,
+    hook::{self, Hook, HookSettings},
     image::{Image, Source},
     project::{self, Declaration, Project},
     promotion::{Approvals, Case, Gates, Rules, Standing},
-    registry::{self, Registry},
+    registry::{self, Registry, RegistrySettings},
     settings::StageSettings,
     stage::{self, Attempt, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
     token::{self, Holder, Token},
@@ -54,6 +55,7 @@ pub(crate) struct History {
     projects: BTreeMap<String, Project>,
     registries: BTreeMap<String, Registry>,
     tokens: BTreeMap<u128, Token>,
+    hooks: BTreeMap<String, Hook>,
 }
 
 impl History {
@@ -88,6 +90,12 @@ impl History {
         self.tokens.insert(id, state);
     }
 
+    pub(crate) fn hook(&mut self, name: &str, command: hook::Command) {
+        let mut state = self.hooks.remove(name).unwrap_or_default();
+        self.decide(&Key::hook(&slug(name)), &mut state, command);
+        self.hooks.insert(name.to_owned(), state);
+    }
+
     /// On `shop.<stage>`.
     pub(crate) fn stage(&mut self, stage: &str, command: Command) {
         let key = ("shop".to_owned(), stage.to_owned());
@@ -103,7 +111,10 @@ impl History {
             source: Source::Registry,
         };
         let spec = Spec { image, settings: StageSettings::default() };
-        self.stage(stage, Command::Request { deployment: id(deployment), spec, node: "local".into() });
+        self.stage(
+            stage,
+            Command::Request { deployment: id(deployment), spec, node: "local".into(), by: "ana".into() },
+        );
     }
 
     /// Requested and, unless another is on its way, carried through to the end.
@@ -232,6 +243,8 @@ pub(crate) enum Happening {
     Archive,
     Credentials(bool),
     Token(bool),
+    Registry(u8),
+    Hook(u8),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -256,6 +269,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Archive),
         1 => any::<bool>().prop_map(Happening::Credentials),
         1 => any::<bool>().prop_map(Happening::Token),
+        1 => any::<u8>().prop_map(Happening::Registry),
+        1 => any::<u8>().prop_map(Happening::Hook),
     ]
 }
 
@@ -323,6 +338,27 @@ pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, d
                 token::Command::Revoke
             },
         ),
+        Happening::Hook(n) => history.hook(
+            "images",
+            match n % 3 {
+                0 => hook::Command::Configure {
+                    settings: HookSettings { source: hook::Source::Github, registry: None, project: None, stage: None },
+                },
+                1 => hook::Command::SetSecret { secret: "hook/x".into(), version: n.into() },
+                _ => hook::Command::Remove,
+            },
+        ),
+        Happening::Registry(n) => {
+            let host = "registry.test:5000".to_owned();
+            let settings = RegistrySettings { poll: Span::secs(n.into()), ..RegistrySettings::default() };
+            let remove = n % 4 == 0;
+            let command = if remove {
+                registry::Command::Remove { host: host.clone() }
+            } else {
+                registry::Command::Configure { host: host.clone(), settings }
+            };
+            history.registry(&host, command);
+        }
         Happening::Credentials(set) => history.registry(
             "registry.test:5000",
             if set {

@@ -100,8 +100,8 @@ impl SampleImage {
         let mut ballast = vec![0; self.ballast << 20];
         rand::fill(&mut ballast[..]);
         let layer = tar_of(&[(PROGRAM, 0o755, program), ("ballast", 0o644, &ballast)])?;
-        let configuration = serde_json::to_vec(&self.configuration(&hex(&Sha256::digest(&layer)), mark))?;
-        let name = format!("{}.json", hex(&Sha256::digest(&configuration)));
+        let configuration = serde_json::to_vec(&self.configuration(&hex::encode(Sha256::digest(&layer)), mark))?;
+        let name = format!("{}.json", hex::encode(Sha256::digest(&configuration)));
         let manifest =
             serde_json::to_vec(&json!([{ "Config": name, "RepoTags": [reference], "Layers": ["layer.tar"] }]))?;
         tar_of(&[(&name, 0o644, &configuration), ("layer.tar", 0o644, &layer), ("manifest.json", 0o644, &manifest)])
@@ -149,8 +149,4 @@ fn tar_of(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
         archive.append_data(&mut header, name, *content).with_context(|| format!("packing {name}"))?;
     }
     archive.into_inner().context("packing an image")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -6,13 +6,12 @@ use axum::{Json, extract::State};
 use domain::{
     Context, DeploymentId, Event, Key,
     image::{Image, Reference},
-    node::{Resolve, Resolved, resolve_subject},
     project::Project,
     stage::{self, Outcome, Spec, Stage},
 };
 use readmodel::deployments::{self, Deployment, Filter, Page, Status};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
@@ -23,11 +22,6 @@ use crate::{
     problem::Error,
 };
 
-/// The deployer asks a registry, which may be slow.
-const RESOLVE_LIMIT: Duration = Duration::from_secs(30);
-/// How long a deployer may be missing: it is back sooner after a restart.
-const ABSENCE_LIMIT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(250);
 /// After which the log itself is asked instead of the database.
 const DATABASE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -128,7 +122,8 @@ pub(crate) async fn request(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<DeploymentBody>,
 ) -> Result<Taken<Requested>, Error> {
-    let command = |deployment, spec, node| stage::Command::Request { deployment, spec, node };
+    let by = asked.context.actor.clone();
+    let command = |deployment, spec, node| stage::Command::Request { deployment, spec, node, by };
     deploy(&api, &path, &asked.body.image, &asked.context, command).await
 }
 
@@ -214,7 +209,8 @@ pub(crate) async fn redeploy(
     let current = api.log.load(&key).await?.state.current.ok_or(stage::Rejection::NothingRuns)?;
     let image = current.spec.image;
     let spec = Spec { image: image.clone(), settings };
-    let command = stage::Command::Request { deployment, spec, node: api.node.to_string() };
+    let (node, by) = (api.node.to_string(), asked.context.actor.clone());
+    let command = stage::Command::Request { deployment, spec, node, by };
     let sequence = api.log.execute(&key, command, &asked.context).await?.sequence;
     Ok(Taken(Requested { sequence, deployment, image }))
 }
@@ -376,25 +372,12 @@ async fn stage_of(api: &Api, deployment: DeploymentId) -> Result<Key<Stage>, Err
 
 /// Asks the node which bytes `reference` means now.
 async fn resolve(api: &Api, reference: &Reference) -> Result<Image, Error> {
-    let question = serde_json::to_vec(&Resolve { reference: reference.to_string() }).map_err(Error::Reply)?;
-    let subject = resolve_subject(&api.node);
-    let started = Instant::now();
-    loop {
-        let left = RESOLVE_LIMIT.saturating_sub(started.elapsed());
-        match api.log.request(&subject, question.clone(), left).await {
-            Ok(reply) => {
-                let resolved: Resolved = serde_json::from_slice(&reply).map_err(Error::Reply)?;
-                return resolved.map_err(Error::Resolve);
-            }
-            Err(eventlog::Error::NobodyAnswers { .. }) if started.elapsed() < ABSENCE_LIMIT => {
-                // A deployer that restarts cannot announce itself to us; ask again.
-                tokio::time::sleep(PAUSE).await;
-            }
-            Err(eventlog::Error::NobodyAnswers { .. } | eventlog::Error::Unavailable { .. }) => {
-                return Err(Error::NoDeployer { node: api.node.to_string() });
-            }
-            Err(error) => return Err(error.into()),
+    match api.log.resolve(&api.node, reference).await {
+        Ok(resolved) => resolved.map_err(Error::Resolve),
+        Err(eventlog::Error::NobodyAnswers { .. } | eventlog::Error::Unavailable { .. }) => {
+            Err(Error::NoDeployer { node: api.node.to_string() })
         }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -3,6 +3,7 @@
 mod deployments;
 mod events;
 mod health;
+mod hooks;
 mod locks;
 mod logs;
 mod openapi;
@@ -31,7 +32,7 @@ pub(crate) use openapi::document;
 
 use crate::{
     auth::{
-        Access::{Needs, Public},
+        Access::{Needs, Public, Signed},
         Routes,
     },
     problem::Error,
@@ -51,6 +52,7 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(stages::get))
         .add(Needs(Admin), routes!(stages::apply))
         .add(Needs(Admin), routes!(stages::archive))
+        .add(Needs(Viewer), routes!(stages::policy))
         .add(Needs(Operator), routes!(deployments::request))
         .add(Needs(Viewer), routes!(deployments::of_stage))
         .add(Needs(Viewer), routes!(deployments::list))
@@ -74,8 +76,15 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(events::list))
         .add(Needs(Viewer), routes!(events::stream))
         .add(Needs(Viewer), routes!(registries::list))
-        .add(Needs(Admin), routes!(registries::set))
+        .add(Needs(Admin), routes!(registries::configure))
         .add(Needs(Admin), routes!(registries::remove))
+        .add(Needs(Admin), routes!(registries::set_credentials))
+        .add(Needs(Admin), routes!(registries::remove_credentials))
+        .add(Needs(Viewer), routes!(hooks::list))
+        .add(Needs(Admin), routes!(hooks::apply))
+        .add(Needs(Admin), routes!(hooks::set_secret))
+        .add(Needs(Admin), routes!(hooks::remove))
+        .add_outside(Signed, routes!(crate::hooks::receive))
         .add(Needs(Admin), routes!(secrets::set))
         .add(Needs(Admin), routes!(secrets::remove))
         .add(Needs(Admin), routes!(tokens::list))

@@ -1,9 +1,13 @@
-//! Credentials for registries. Passwords go to the vault and never come back out of the API.
+//! Registries, and the credentials for them. Passwords go to the vault and never come back out of the API.
 
 use axum::{Json, extract::State};
-use domain::{Aggregate, Key, registry::Command};
+use domain::{
+    Aggregate, Context, Key,
+    push::{LOOKS, Poll, registry_key},
+    registry::{Command, RegistrySettings},
+};
 use readmodel::registries::{self, Registry};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, Taken};
@@ -34,18 +38,72 @@ pub(crate) struct CredentialsBody {
     password: String,
 }
 
-/// The registries that credentials are kept for.
+/// A registry as it is declared, and how asking it went.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Known {
+    #[serde(flatten)]
+    registry: Registry,
+    /// None where it was not asked yet: stages with a policy make that happen.
+    last_poll: Option<Poll>,
+}
+
+/// The registries that something is declared for.
 #[utoipa::path(
     get,
     path = "/registries",
     tag = "registries",
     operation_id = "list_registries",
     params(AtLeast),
-    responses((status = 200, body = [Registry]))
+    responses((status = 200, body = [Known]))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Registry>>, Error> {
+pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Known>>, Error> {
     api.visible(query.at_least).await?;
-    Ok(Json(registries::list(&api.pool).await?))
+    let looks = api.log.bucket(LOOKS);
+    let mut known = vec![];
+    for registry in registries::list(&api.pool).await? {
+        let last = looks.get(&registry_key(&Key::registry(&registry.host)?)).await?;
+        let last_poll = last.and_then(|last| serde_json::from_slice(&last.value).ok());
+        known.push(Known { registry, last_poll });
+    }
+    Ok(Json(known))
+}
+
+/// Declare a registry, or change it to what is declared. Another URL or user name ends the password that is kept.
+#[utoipa::path(
+    put,
+    path = "/registries/{host}",
+    tag = "registries",
+    operation_id = "apply_registry",
+    params(RegistryPath, IdempotencyKey),
+    request_body = RegistrySettings,
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn configure(
+    State(api): State<Api>,
+    Path(path): Path<RegistryPath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<RegistrySettings>,
+) -> Result<Taken<Accepted>, Error> {
+    let command = |host| Command::Configure { host, settings: asked.body };
+    change(&api, &path.host, command, &asked.context).await
+}
+
+/// Forget everything that is declared for a registry.
+#[utoipa::path(
+    delete,
+    path = "/registries/{host}",
+    tag = "registries",
+    operation_id = "remove_registry",
+    params(RegistryPath, IdempotencyKey),
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    Path(path): Path<RegistryPath>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    change(&api, &path.host, |host| Command::Remove { host }, &asked.context).await
 }
 
 /// Keep credentials for a registry, in place of earlier ones.
@@ -58,7 +116,7 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -
     request_body = CredentialsBody,
     responses((status = 202, body = Accepted))
 )]
-pub(crate) async fn set(
+pub(crate) async fn set_credentials(
     State(api): State<Api>,
     Path(path): Path<RegistryPath>,
     Query(NoQuery {}): Query<NoQuery>,
@@ -95,18 +153,28 @@ pub(crate) async fn set(
     params(RegistryPath, IdempotencyKey),
     responses((status = 202, body = Accepted))
 )]
-pub(crate) async fn remove(
+pub(crate) async fn remove_credentials(
     State(api): State<Api>,
     Path(path): Path<RegistryPath>,
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    let key = Key::registry(&path.host)?;
+    change(&api, &path.host, |host| Command::RemoveCredentials { host }, &asked.context).await
+}
+
+/// Carries `command` out on a registry. A password that it ends goes.
+pub(super) async fn change(
+    api: &Api,
+    host: &str,
+    command: impl FnOnce(String) -> Command,
+    context: &Context,
+) -> Result<Taken<Accepted>, Error> {
+    let key = Key::registry(host)?;
     let before = api.log.load(&key).await?.state;
-    let command = Command::RemoveCredentials { host: path.host.to_ascii_lowercase() };
-    let committed = api.log.execute(&key, command, &asked.context).await?;
-    if let Some(removed) = before.credentials {
-        api.log.vault().delete(&removed.secret).await?;
+    let committed = api.log.execute(&key, command(host.to_ascii_lowercase()), context).await?;
+    let after = api.log.load(&key).await?.state;
+    if let Some(ended) = before.credentials.filter(|_| after.credentials.is_none()) {
+        api.log.vault().delete(&ended.secret).await?;
     }
     Ok(Taken(Accepted { sequence: committed.sequence }))
 }

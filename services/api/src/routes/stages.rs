@@ -1,8 +1,16 @@
 //! Stages: what is declared for them, what runs on them.
 
 use axum::{Json, extract::State};
-use domain::{project, settings::StageSettings};
+use domain::{
+    Key,
+    policy::TagPolicy,
+    project::{self, Project},
+    push::{LOOKS, Look, stage_key},
+    settings::StageSettings,
+};
 use readmodel::stages::{self, Stage};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     Accepted, AtLeast, IdempotencyKey, NoQuery, ProjectPath, StagePath, Taken,
@@ -85,6 +93,36 @@ pub(crate) async fn apply(
 ) -> Result<Taken<Applied>, Error> {
     let command = project::Command::ApplyStage { stage: path.stage, settings: Box::new(asked.body) };
     Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
+}
+
+/// What a stage takes by itself, and what was found when it was last looked for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Policy {
+    /// None where it takes nothing by itself.
+    policy: Option<TagPolicy>,
+    /// None where nobody has looked yet.
+    last: Option<Look>,
+}
+
+/// The stage's tag policy, and what the last look for new images found.
+#[utoipa::path(
+    get,
+    path = "/projects/{project}/stages/{stage}/policy",
+    tag = "stages",
+    operation_id = "get_policy",
+    params(StagePath),
+    responses((status = 200, body = Policy))
+)]
+pub(crate) async fn policy(
+    State(api): State<Api>,
+    Path(path): Path<StagePath>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<Json<Policy>, Error> {
+    let project = api.log.load(&Key::<Project>::project(&path.project)).await?.state;
+    let policy = project.stage(&path.stage)?.policy.clone();
+    let found = api.log.bucket(LOOKS).get(&stage_key(&path.project, &path.stage)).await?;
+    let last = found.filter(|_| policy.is_some()).and_then(|found| serde_json::from_slice(&found.value).ok());
+    Ok(Json(Policy { policy, last }))
 }
 
 /// End a stage: it takes no more deployments, and what runs on it is removed.

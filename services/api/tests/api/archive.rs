@@ -82,7 +82,7 @@ async fn a_project_on_which_more_waits_than_one_batch_holds_is_archived_all_the_
         for _ in 0..520 {
             let deployment = DeploymentId(runtime::clock::new_id());
             let spec = Spec { image: image.clone(), settings: settings.clone() };
-            let command = stage::Command::Request { deployment, spec, node: "elsewhere".into() };
+            let command = stage::Command::Request { deployment, spec, node: "elsewhere".into(), by: "ana".into() };
             app.log.execute(key, command, &runtime::clock::context("test")).await.expect("accepted");
         }
     }

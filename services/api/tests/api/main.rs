@@ -6,6 +6,7 @@ mod archive;
 mod bad_input;
 mod deployments;
 mod events;
+mod hooks;
 mod openapi;
 mod parts;
 mod projects;

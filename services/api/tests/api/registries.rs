@@ -15,7 +15,8 @@ async fn a_password_goes_to_the_vault_and_nowhere_else() {
     let answer = app.keyed(Method::PUT, PATH, body.clone(), "k").await;
     let sequence = answer.accepted();
     let listed = app.get(&format!("/registries?at_least={sequence}")).await.ok();
-    assert_eq!((&listed[0]["host"], &listed[0]["username"]), (&json!("127.0.0.1:5000"), &json!("ci")));
+    let known = (&listed[0]["host"], &listed[0]["settings"]["username"], &listed[0]["signed_in"]);
+    assert_eq!(known, (&json!("127.0.0.1:5000"), &json!("ci"), &json!(true)));
     let events = app.get("/events").await.ok();
     for text in [&answer.body, &listed, &events].map(ToString::to_string) {
         assert!(!text.contains(PASSWORD) && !text.contains("password"), "{text}");
@@ -34,6 +35,40 @@ async fn a_password_goes_to_the_vault_and_nowhere_else() {
     assert_eq!(app.get(&format!("/registries?at_least={removed}")).await.ok(), json!([]));
     assert!(app.log.vault().get(&name).await.expect("the vault").is_none());
     app.delete(PATH).await.problem(404, "no_credentials");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_registry_is_declared_and_another_url_ends_its_password() {
+    let app = App::start().await;
+    let kept = async |sequence: u64| {
+        let listed = app.get(&format!("/registries?at_least={sequence}")).await.ok();
+        (listed[0]["settings"].clone(), listed[0]["signed_in"].clone())
+    };
+    let declared = json!({ "username": "ci", "poll": "5s" });
+    let sequence = app.put("/registries/R.test", declared.clone()).await.accepted();
+    assert_eq!(kept(sequence).await, (declared.clone(), json!(false)));
+    let body = json!({ "username": "ci", "password": PASSWORD });
+    let sequence = app.put("/registries/r.test/credentials", body).await.accepted();
+    assert_eq!(kept(sequence).await, (declared, json!(true)), "the pace stays");
+    let events = app.get("/events").await.ok();
+    let named = events["events"].as_array().expect("events").iter().find_map(|event| event["data"]["secret"].as_str());
+    let secret = named.expect("where it lies").to_owned();
+    let moved = json!({ "url": "https://elsewhere.test", "username": "ci", "poll": "5s" });
+    let sequence = app.put("/registries/r.test", moved.clone()).await.accepted();
+    assert_eq!(kept(sequence).await, (moved, json!(false)));
+    assert!(app.log.vault().get(&secret).await.expect("the vault").is_none(), "and it is gone");
+    for (bad, field) in [
+        (json!({ "url": "ftp://x" }), "url"),
+        (json!({ "poll": "1ms" }), "poll"),
+        (json!({ "username": "" }), "username"),
+        (json!({ "password": "x" }), "password"),
+    ] {
+        assert_eq!(app.put("/registries/r.test", bad).await.fields(422, "invalid"), [field]);
+    }
+    let removed = app.delete("/registries/r.test").await.accepted();
+    assert_eq!(app.get(&format!("/registries?at_least={removed}")).await.ok(), json!([]));
+    app.delete("/registries/r.test").await.problem(404, "registry_not_found");
     app.stop().await;
 }
 

@@ -220,7 +220,13 @@ impl Lab {
 
     pub(crate) async fn request(&self, image: Image, settings: StageSettings) -> DeploymentId {
         let deployment = DeploymentId(runtime::clock::new_id());
-        self.execute(Command::Request { deployment, spec: Spec { image, settings }, node: "local".into() }).await;
+        self.execute(Command::Request {
+            deployment,
+            spec: Spec { image, settings },
+            node: "local".into(),
+            by: "ana".into(),
+        })
+        .await;
         deployment
     }
 

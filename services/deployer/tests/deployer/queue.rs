@@ -37,7 +37,8 @@ async fn a_thousand_over_a_hundred_stages_drain_in_order() {
                 let mut queue = VecDeque::new();
                 for _ in 0..WAITING {
                     let deployment = DeploymentId(runtime::clock::new_id());
-                    let command = Command::Request { deployment, spec: spec.clone(), node: "local".into() };
+                    let command =
+                        Command::Request { deployment, spec: spec.clone(), node: "local".into(), by: "ana".into() };
                     lab.log
                         .execute(&key, command, &runtime::clock::context("test"))
                         .await

@@ -131,6 +131,8 @@ fn head(d: &Deployment, ui: &Ui) -> Result<(), Failure> {
         Origin::Direct => {}
         Origin::Promotion { promotion } => ui.line(format!("promotion   {promotion}"))?,
         Origin::Hotfix { reason } => ui.line(format!("hotfix      {reason}"))?,
+        Origin::Policy { tag } => ui.line(format!("policy      takes {tag}"))?,
+        Origin::Hook { hook } => ui.line(format!("hook        {hook}"))?,
         Origin::Rollback { to } => ui.line(format!("goes back   to deployment {to}"))?,
     }
     Ok(())

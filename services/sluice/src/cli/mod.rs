@@ -7,7 +7,9 @@ pub(crate) mod edge;
 mod events;
 pub(crate) mod exit;
 mod health;
+mod hook;
 mod logs;
+mod policy;
 mod project;
 mod promotion;
 mod prompt;
@@ -76,9 +78,14 @@ pub(crate) enum Command {
     Unhold(Target),
     /// The event log: everything that happened
     Events(events::Events),
-    /// Sign in to image registries
+    /// What a stage takes by itself, and what the last look for it found
+    Policy(Target),
+    /// Image registries: how they are asked, and signing in to them
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Webhooks by which registries and builds tell of images
+    #[command(subcommand)]
+    Hook(hook::Command),
     /// Secrets that stages run with
     #[command(subcommand)]
     Secret(secret::Command),
@@ -162,6 +169,8 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Hold(args) => stage::hold(args, &client, ui).await,
         Command::Unhold(target) => stage::unhold(target, &client, ui).await,
         Command::Events(args) => events::run(args, &client, ui).await,
+        Command::Policy(target) => policy::run(target, &client, ui).await,
+        Command::Hook(command) => hook::run(command, &client, ui).await,
         Command::Registry(command) => registry::run(command, &client, ui).await,
         Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,

@@ -6,8 +6,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use domain::{
     DeploymentId, PromotionId, Role, TokenId,
+    hook::HookSettings,
     image::Image,
+    policy::TagPolicy,
     promotion::{Answer, Approval, Check, Gate, Proof},
+    push::{Look, Poll},
+    registry::RegistrySettings,
     stage::{Failure, Kind, Origin, Step},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -22,6 +26,11 @@ pub(crate) fn read<T: DeserializeOwned>(answer: Value) -> Result<T, Error> {
 
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
     serde_json::from_str(text).map_err(|error| Error::Misunderstood(error.to_string()))
+}
+
+/// What a read asks for to see what a mutation, answered by `answer`, wrote.
+pub(crate) fn seen(answer: &Value) -> [(&'static str, String); 1] {
+    [("at_least", answer["sequence"].to_string())]
 }
 
 /// A mutation was written down.
@@ -273,9 +282,23 @@ pub(crate) struct Secret {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Registry {
     pub(crate) host: String,
-    pub(crate) username: Option<String>,
-    pub(crate) changed_by: String,
+    pub(crate) settings: Option<RegistrySettings>,
+    pub(crate) signed_in: bool,
+    pub(crate) last_poll: Option<Poll>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Hook {
+    pub(crate) name: String,
+    pub(crate) settings: Option<HookSettings>,
+    pub(crate) has_secret: bool,
     pub(crate) changed_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct StagePolicy {
+    pub(crate) policy: Option<TagPolicy>,
+    pub(crate) last: Option<Look>,
 }
 
 #[derive(Debug, Deserialize)]

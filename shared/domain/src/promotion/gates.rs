@@ -15,7 +15,7 @@ use crate::{Role, Span, settings::FieldError};
 #[serde(deny_unknown_fields)]
 pub struct Gates {
     /// How long the release must have been healthy in the source, without a break.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "Span::is_zero")]
     #[schema(value_type = String, example = "10m")]
     pub soak: Span,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,10 +60,6 @@ const YEAR: Span = Span::secs(366 * 86_400);
 
 fn utc() -> String {
     "UTC".into()
-}
-
-fn is_zero(span: &Span) -> bool {
-    *span == Span::ZERO
 }
 
 impl Gates {

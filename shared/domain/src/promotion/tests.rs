@@ -139,7 +139,7 @@ impl Shop {
         let settings = self.project().0.stages[&slug(stage)].clone();
         let spec = Spec { image: image(version), settings };
         let command = if stage == "dev" {
-            Command::Request { deployment, spec, node: NODE.into() }
+            Command::Request { deployment, spec, node: NODE.into(), by: "ana".into() }
         } else {
             Command::Hotfix { deployment, spec, node: NODE.into(), by: "admin".into(), reason: "urgent".into() }
         };
@@ -275,7 +275,7 @@ fn a_deployment_that_did_not_end_well_proves_nothing() {
     shop.deploy("dev", 1);
     let deployment = DeploymentId(shop.id());
     let spec = Spec { image: image(2), settings: StageSettings::default() };
-    shop.run("dev", Command::Request { deployment, spec, node: NODE.into() }).expect("requested");
+    shop.run("dev", Command::Request { deployment, spec, node: NODE.into(), by: "ana".into() }).expect("requested");
     shop.run("dev", Command::Cancel { deployment, reason: None }).expect("cancelled");
     let (_, events) = shop.promote("alice", false).expect("asked");
     assert!(accepted(&events));
@@ -288,7 +288,7 @@ fn nothing_but_a_promotion_reaches_a_stage_with_a_source() {
     let deployment = DeploymentId(shop.id());
     let settings = shop.project().0.stages[&slug("prod")].clone();
     let spec = Spec { image: image(1), settings };
-    let request = Command::Request { deployment, spec: spec.clone(), node: NODE.into() };
+    let request = Command::Request { deployment, spec: spec.clone(), node: NODE.into(), by: "ana".into() };
     assert_eq!(shop.run("prod", request.clone()), Err(Rejection::PromotionOnly { from: slug("dev") }));
     let (by, node) = ("admin".to_owned(), NODE.to_owned());
     let hotfix = |reason: &str| Command::Hotfix {
@@ -304,8 +304,8 @@ fn nothing_but_a_promotion_reaches_a_stage_with_a_source() {
     shop.finish("prod");
     // The same bytes again, with whatever settings are declared by now.
     let deployment = DeploymentId(shop.id());
-    let Command::Request { spec, node, .. } = request else { unreachable!("as made above") };
-    assert!(shop.run("prod", Command::Request { deployment, spec, node }).is_ok());
+    let Command::Request { spec, node, by, .. } = request else { unreachable!("as made above") };
+    assert!(shop.run("prod", Command::Request { deployment, spec, node, by }).is_ok());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What may be asked of a stage, and why it may say no.
 
-use super::{Attempt, Decision, Failure, Instance, Outcome, Spec, Step};
+use super::{Attempt, Decision, Failure, Instance, Origin, Outcome, Spec, Step};
 use crate::{DeploymentId, PromotionId, Role, Slug, settings::StageSettings};
 
 #[derive(Debug, Clone)]
@@ -9,6 +9,16 @@ pub enum Command {
         deployment: DeploymentId,
         spec: Spec,
         node: String,
+        by: String,
+    },
+    /// What a policy or a webhook wants, where no person's choice stands against it.
+    Follow {
+        deployment: DeploymentId,
+        spec: Spec,
+        node: String,
+        /// What was requested last when the registry was asked: what came since is newer than the answer.
+        after: Option<DeploymentId>,
+        origin: Origin,
     },
     /// Like `Request`, past the stage's gates.
     Hotfix {
@@ -160,6 +170,10 @@ pub enum Rejection {
     NoReason,
     #[error("this stage is on hold by {by}: {reason} (`sluice unhold` lifts it)")]
     OnHold { by: String, reason: String },
+    #[error("these bytes are what was requested here last")]
+    NothingNew,
+    #[error("another deployment was requested while the registry was asked: ask again")]
+    Overtaken,
     #[error("this project does not promote by itself: its `auto_promote` is off")]
     NotAutomatic,
     #[error("the source has nothing that this stage does not have, or had")]

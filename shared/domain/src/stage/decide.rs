@@ -2,7 +2,7 @@
 
 use super::{
     Command, Event, Failure, Instance, Kind, Observed, Origin, Outcome, Queued, Rejection, Rollout, Spec, Stage, Step,
-    StepDone, next_step, promote,
+    StepDone, follow, next_step, promote,
 };
 use crate::{DeploymentId, settings::QueuePolicy};
 
@@ -12,7 +12,10 @@ const MOST_WAITING: usize = 900;
 
 pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Rejection> {
     match command {
-        Command::Request { deployment, spec, node } => request(stage, deployment, spec, node, Origin::Direct),
+        Command::Request { deployment, spec, node, by } => follow::by_hand(stage, deployment, spec, node, by),
+        Command::Follow { deployment, spec, node, after, origin } => {
+            follow::follow(stage, deployment, spec, node, after, origin)
+        }
         Command::Hotfix { deployment, spec, node, by, reason } => {
             promote::hotfix(stage, deployment, spec, node, by, reason)
         }
@@ -61,7 +64,7 @@ pub(super) fn request(
     }
     // Bytes that run here already came through the gates: they may be deployed again, under changed settings.
     let here = stage.current.as_ref().is_some_and(|current| current.spec.image.digest == spec.image.digest);
-    if let (Origin::Direct, Some(from), false) = (&origin, &spec.settings.promote_from, here) {
+    if let (true, Some(from), false) = (origin.passes_no_gate(), &spec.settings.promote_from, here) {
         return Err(Rejection::PromotionOnly { from: from.clone() });
     }
     if let Some(lock) = &stage.lock {

@@ -145,6 +145,10 @@ pub enum Origin {
     },
     /// Past the stage's gates, by somebody who may do that.
     Hotfix { reason: String },
+    /// The stage's policy takes what this tag means.
+    Policy { tag: String },
+    /// A program asked for it by a webhook.
+    Hook { hook: String },
     /// Back to what an earlier deployment had put there.
     Rollback {
         #[schema(value_type = uuid::Uuid)]
@@ -155,6 +159,14 @@ pub enum Origin {
 impl Origin {
     fn is_direct(&self) -> bool {
         *self == Self::Direct
+    }
+
+    /// Whether it brings bytes that have not been through the gates of a stage that promotes.
+    pub(super) fn passes_no_gate(&self) -> bool {
+        match self {
+            Self::Direct | Self::Policy { .. } | Self::Hook { .. } => true,
+            Self::Promotion { .. } | Self::Hotfix { .. } | Self::Rollback { .. } => false,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod command;
 mod decide;
 mod event;
+mod follow;
 mod promote;
 pub mod rollout;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use rollout::{Rollout, Step, next_step};
 
 use crate::{
     Aggregate, DeploymentId, Key, PromotionId, Slug,
+    image::Image,
     promotion::{Approval, Promotion},
 };
 
@@ -113,8 +115,17 @@ pub struct Stage {
     pub decided: VecDeque<Decided>,
     /// What was promoted here last, or was called off: automation does not ask for the same again.
     pub settled: Option<String>,
+    /// The release that was requested last, whatever became of it.
+    pub newest: Option<Newest>,
     /// The node of the last request.
     node: Option<String>,
+}
+
+/// A release that was requested.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    pub deployment: DeploymentId,
+    pub image: Image,
 }
 
 /// What should exist on the node for a deployment's containers.
@@ -220,6 +231,9 @@ impl Aggregate for Stage {
         match event {
             Event::Requested { deployment, kind, node, spec, origin: _ } => {
                 self.node = Some(node.clone());
+                if *kind == Kind::Release {
+                    self.newest = Some(Newest { deployment: *deployment, image: spec.image.clone() });
+                }
                 self.queue.push_back(Queued {
                     deployment: *deployment,
                     kind: *kind,

@@ -36,7 +36,7 @@ fn plain() -> Spec {
 }
 
 fn request(n: u128, spec: &Spec) -> Command {
-    Command::Request { deployment: id(n), spec: spec.clone(), node: "local".into() }
+    Command::Request { deployment: id(n), spec: spec.clone(), node: "local".into(), by: "ana".into() }
 }
 
 fn start(n: u128) -> Command {

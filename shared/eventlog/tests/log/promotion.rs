@@ -35,7 +35,7 @@ async fn deploy(log: &EventLog, version: u8) -> DeploymentId {
         source: Source::Registry,
     };
     let spec = Spec { image, settings: StageSettings::default() };
-    run(Command::Request { deployment, spec, node: NODE.into() }).await;
+    run(Command::Request { deployment, spec, node: NODE.into(), by: "ana".into() }).await;
     run(Command::Start { deployment, worker: "w".into() }).await;
     while let Some(step) = log.load(&stage("dev")).await.expect("loads").state.active.as_ref().and_then(next_step) {
         let instances = vec![Instance { name: format!("c{version}"), container: "c".into(), address: None }];

@@ -173,6 +173,7 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Route(_) => "route",
         Event::Registry(_) => "registry",
         Event::Token(_) => "token",
+        Event::Hook(_) => "hook",
     }
 }
 

@@ -60,7 +60,7 @@ impl Log {
     }
 
     fn request(&mut self, number: u128) {
-        self.run(Command::Request { deployment: id(number), spec: spec(), node: "local".into() });
+        self.run(Command::Request { deployment: id(number), spec: spec(), node: "local".into(), by: "ana".into() });
         self.run(Command::Start { deployment: id(number), worker: format!("w{number}") });
     }
 

@@ -198,7 +198,7 @@ pub(crate) fn request(stage: &str, deployment: DeploymentId) -> (Key<stage::Stag
         Image { requested: "shop:v1".into(), digest: format!("sha256:{}", "a".repeat(64)), source: Source::Registry };
     let env = BTreeMap::from([("FILLER".to_owned(), "x".repeat(SPEC_BYTES).as_str().into())]);
     let spec = Spec { image, settings: StageSettings { env, ..StageSettings::default() } };
-    let command = stage::Command::Request { deployment, spec, node: "local".into() };
+    let command = stage::Command::Request { deployment, spec, node: "local".into(), by: "ana".into() };
     (Key::stage(&slug("shop"), &slug(stage)), command)
 }
 

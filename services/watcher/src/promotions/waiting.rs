@@ -4,17 +4,15 @@ use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use domain::{
-    Event, Key, PromotionId, Recorded, project,
-    stage::{self, Command, Stage},
+    Event, PromotionId, Recorded, project,
+    stage::{self, Command},
 };
 use eventlog::{EventLog, ExecuteError};
 use futures::StreamExt;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{
-    Config,
-    look::{Place, Trouble, look},
-};
+use super::look::look;
+use crate::{Config, place::Place, trouble::Trouble};
 
 /// Gates are told in seconds, windows in minutes.
 const LOOK: Duration = Duration::from_secs(1);
@@ -82,6 +80,5 @@ async fn withdraw(
     why: &project::Rejection,
 ) -> Result<(), ExecuteError<stage::Rejection>> {
     let command = Command::Withdraw { promotion, reason: why.to_string() };
-    let key = Key::<Stage>::stage(&place.project, &place.stage);
-    log.execute(&key, command, &runtime::clock::context(crate::ACTOR)).await.map(drop)
+    log.execute(&place.key(), command, &runtime::clock::context(crate::ACTOR)).await.map(drop)
 }

@@ -17,10 +17,8 @@ use eventlog::{EventLog, ExecuteError};
 use futures::{StreamExt, stream};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{
-    Config,
-    look::{Place, Trouble, look},
-};
+use super::look::look;
+use crate::{Config, place::Place, trouble::Trouble};
 
 const LOOK: Duration = Duration::from_secs(2);
 const PROJECTS: &str = "sluice.events.project.>";
@@ -57,7 +55,7 @@ impl Picture {
                     self.open.extend(takers(&source.project, project, Some(&source.stage)));
                 }
             }
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) => {}
+            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Hook(_) => {}
         }
     }
 
