@@ -1,6 +1,6 @@
 //! A private image registry.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use bollard::{
@@ -21,10 +21,11 @@ const READY_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A real OCI registry (Debian's docker-registry) on a loopback port of its own. Ends when dropped.
 pub struct Registry {
+    program: PathBuf,
     address: String,
     guarded: bool,
-    _server: Server,
-    _directory: TempDir,
+    server: Option<Server>,
+    directory: TempDir,
 }
 
 impl Registry {
@@ -49,25 +50,45 @@ impl Registry {
         let program = find_program("docker-registry")
             .context("no docker-registry found: run `make tools`, or install Debian's docker-registry package")?;
         let directory = TempDir::with_prefix("sluice-registry-").context("creating the store of the registry")?;
-        let path = |name: &str| directory.path().join(name);
-        let port = free_port();
+        let mut registry =
+            Registry { program, address: format!("127.0.0.1:{}", free_port()), guarded, server: None, directory };
+        registry.restart(None).await?;
+        Ok(registry)
+    }
+
+    /// Starts it again on the same images and address, so that it tells of pushes at `url`, with `authorization`.
+    pub async fn notify(&mut self, url: &str, authorization: &str) -> Result<()> {
+        let endpoint = format!(
+            "notifications:\n  endpoints:\n  - name: sluice\n    url: '{url}'\n    headers: {{Authorization: ['{authorization}']}}\n    \
+             timeout: 5s\n    threshold: 5\n    backoff: 1s\n"
+        );
+        self.restart(Some(endpoint)).await
+    }
+
+    async fn restart(&mut self, more: Option<String>) -> Result<()> {
+        self.server = None;
+        let path = |name: &str| self.directory.path().join(name);
         let mut configuration = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  delete:\n    enabled: true\n  filesystem:\n    rootdirectory: '{}'\n\
-             http:\n  addr: 127.0.0.1:{port}\n",
-            path("store").display()
+             http:\n  addr: {}\n",
+            path("store").display(),
+            self.address
         );
-        if guarded {
+        if self.guarded {
             std::fs::write(path("htpasswd"), format!("{}:{}\n", Registry::USER, Registry::PASSWORD_HASH))
                 .context("writing the users of the registry")?;
             configuration +=
                 &format!("auth:\n  htpasswd:\n    realm: testkit\n    path: '{}'\n", path("htpasswd").display());
         }
+        configuration += &more.unwrap_or_default();
         std::fs::write(path("config.yml"), configuration).context("writing the configuration of the registry")?;
-        let mut command = tethered(&program, "KILL", None);
+        let mut command = tethered(&self.program, "KILL", None);
         command.arg("serve").arg(path("config.yml"));
         let mut server = Server::spawn("docker-registry", &mut command, path("registry.log"), Signal::TERM)?;
-        server.ready(READY_DEADLINE, async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
-        Ok(Registry { address: format!("127.0.0.1:{port}"), guarded, _server: server, _directory: directory })
+        let address = &self.address;
+        server.ready(READY_DEADLINE, async || TcpStream::connect(address).await.is_ok()).await?;
+        self.server = Some(server);
+        Ok(())
     }
 
     /// Host and port, the first part of an image reference.
