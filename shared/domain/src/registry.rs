@@ -65,6 +65,10 @@ impl Key<Registry> {
     }
 }
 
+pub(crate) fn check_username(username: &str) -> Result<(), Rejection> {
+    if (1..=256).contains(&username.chars().count()) { Ok(()) } else { Err(Rejection::BadUsername) }
+}
+
 impl Aggregate for Registry {
     const NAME: &'static str = "registry";
     type Event = Event;
@@ -74,9 +78,7 @@ impl Aggregate for Registry {
     fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
         match command {
             Command::SetCredentials { host, username, secret, version } => {
-                if username.is_empty() || username.chars().count() > 256 {
-                    return Err(Rejection::BadUsername);
-                }
+                check_username(&username)?;
                 let wanted = Credentials { username: username.clone(), secret: secret.clone(), version };
                 if self.credentials.as_ref() == Some(&wanted) {
                     return Ok(vec![]);

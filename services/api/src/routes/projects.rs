@@ -107,7 +107,7 @@ pub(crate) async fn apply(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Declaration>,
 ) -> Result<Taken<Applied>, Error> {
-    let command = project::Command::Apply { slug: path.project.clone(), declaration: asked.body };
+    let command = project::Command::Apply { slug: path.project.clone(), declaration: asked.body, prune: false };
     Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
 }
 
