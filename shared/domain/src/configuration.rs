@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use crate::{
     Aggregate, Key, Slug,
     difference::{Difference, differences},
-    env::Env,
+    env::{Env, EnvValue},
     project::{self, Declaration, Project},
     registry::{self, Registry},
     settings::{FieldError, RouteSettings, StageSettings},
@@ -173,11 +173,15 @@ impl Configuration {
         errors
     }
 
-    fn routes(&self) -> impl Iterator<Item = (&RouteSettings, &Slug, &Slug)> {
+    /// Project, stage and its settings.
+    pub fn stages(&self) -> impl Iterator<Item = (&Slug, &Slug, &StageSettings)> {
         self.projects.iter().flat_map(|(project, declared)| {
-            let routed = declared.stages.iter().filter_map(|(stage, settings)| Some((stage, settings.route.as_ref()?)));
-            routed.map(move |(stage, route)| (route, project, stage))
+            declared.stages.iter().map(move |(stage, settings)| (project, stage, settings))
         })
+    }
+
+    fn routes(&self) -> impl Iterator<Item = (&RouteSettings, &Slug, &Slug)> {
+        self.stages().filter_map(|(project, stage, settings)| Some((settings.route.as_ref()?, project, stage)))
     }
 
     /// The commands that make of this what `wanted` says, for the projects that are not so yet.
@@ -216,6 +220,12 @@ impl DeclaredProject {
     /// Of a project as it stands.
     pub fn new(slug: &str, name: &str, auto_promote: bool, env: Env, stages: BTreeMap<Slug, StageSettings>) -> Self {
         Self { name: (name != slug).then(|| name.to_owned()), auto_promote, env, stages }
+    }
+
+    /// Names of the secrets that it refers to.
+    pub fn secrets(&self) -> BTreeSet<&str> {
+        let envs = self.stages.values().map(|settings| &settings.env).chain([&self.env]);
+        envs.flat_map(Env::values).filter_map(EnvValue::secret).collect()
     }
 
     fn name(&self, slug: &Slug) -> String {

@@ -8,6 +8,7 @@
 
 pub mod configuration;
 pub mod difference;
+pub mod drift;
 pub mod env;
 pub mod image;
 pub mod node;

@@ -1,7 +1,8 @@
 //! Credentials for registries. Passwords go to the vault and never come back out of the API.
 
 use axum::{Json, extract::State};
-use domain::{Aggregate, Key, registry::Command};
+use domain::{Aggregate, Context, Key, registry::Command};
+use eventlog::Committed;
 use readmodel::registries::{self, Registry};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -101,12 +102,17 @@ pub(crate) async fn remove(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    let key = Key::registry(&path.host)?;
+    Ok(Taken(Accepted { sequence: forget(&api, &path.host, &asked.context).await?.sequence }))
+}
+
+/// Takes away what is kept for `host`, the password first of all in the log.
+pub(super) async fn forget(api: &Api, host: &str, context: &Context) -> Result<Committed, Error> {
+    let key = Key::registry(host)?;
     let before = api.log.load(&key).await?.state;
-    let command = Command::RemoveCredentials { host: path.host.to_ascii_lowercase() };
-    let committed = api.log.execute(&key, command, &asked.context).await?;
+    let command = Command::RemoveCredentials { host: host.to_ascii_lowercase() };
+    let committed = api.log.execute(&key, command, context).await?;
     if let Some(removed) = before.credentials {
         api.log.vault().delete(&removed.secret).await?;
     }
-    Ok(Taken(Accepted { sequence: committed.sequence }))
+    Ok(committed)
 }
