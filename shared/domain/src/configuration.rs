@@ -100,6 +100,7 @@ pub enum Action {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ConfigurationKind)]
 pub enum Kind {
     Registry,
     Project,

@@ -108,6 +108,7 @@ pub struct HealthCheck {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = HealthCheckKind)]
 pub enum Check {
     /// The image's own HEALTHCHECK where it has one, else `tcp` where there is a port, else `running`.
     #[default]

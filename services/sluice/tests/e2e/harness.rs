@@ -61,6 +61,13 @@ impl Sluice {
         self.installation.json(args).await.expect("it succeeds")
     }
 
+    /// The one JSON document of a command that must end with `code`.
+    pub(crate) async fn json_of(&self, args: &[&str], code: i32) -> Value {
+        let output = self.output(&[args, &["--json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
     /// A command line that must fail: exit code and standard error.
     pub(crate) async fn refused(&self, args: &[&str]) -> (i32, String) {
         let output = self.output(args).await;
