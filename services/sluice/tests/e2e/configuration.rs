@@ -130,3 +130,51 @@ async fn a_diff_tells_what_the_file_what_is_declared_and_what_runs_have_not_in_c
     let (code, said) = sluice.refused(&["diff", "shop", "none"]).await;
     assert!(code == 3 && said.contains("sluice status"), "{code}: {said}");
 }
+
+#[tokio::test]
+async fn an_apply_whose_api_is_killed_in_the_middle_comes_to_its_end_and_doubles_nothing() {
+    const PROJECTS: usize = 200;
+    // A project, four stages, four routes.
+    const EVENTS: usize = PROJECTS * 9;
+    let sluice = Sluice::up().await;
+    let mut text = String::from("projects:\n");
+    for n in 0..PROJECTS {
+        text += &format!("  p{n}:\n    stages:\n");
+        for stage in ["dev", "test", "staging", "prod"] {
+            text += &format!("      {stage}: {{route: {{host: {stage}.p{n}.test}}}}\n");
+        }
+    }
+    let file = sluice.write("all.yaml", &text);
+    let path = file.to_str().expect("a path");
+    let newest = async || sluice.json(&["events", "-n", "1"]).await[0]["sequence"].as_u64().unwrap_or_default();
+    let kill = async {
+        while newest().await < EVENTS as u64 / 10 {}
+        sluice.kill_part("api");
+    };
+    let args = ["apply", "-f", path];
+    let (output, ()) = tokio::join!(sluice.output(&args), kill);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let here: usize = match said.lines().last().and_then(|line| line.strip_prefix("applied: ")) {
+        Some(applied) => applied.trim_end_matches(" events").parse().expect("a number"),
+        // The API did not come back in time for this command line, which says what to do.
+        None => {
+            assert_eq!(output.status.code(), Some(5), "{}", String::from_utf8_lossy(&output.stderr));
+            0
+        }
+    };
+    assert!(here < EVENTS, "it was not interrupted: {said}");
+    let again = async {
+        while !sluice.output(&args).await.status.success() {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), again).await.expect("it is completed");
+
+    sluice.run(&["apply", "-f", path, "--prune", "--plan"]).await;
+    let events = sluice.json(&["events", "-n", "5000"]).await;
+    let subjects: Vec<&str> =
+        events.as_array().expect("events").iter().filter_map(|event| event["subject"].as_str()).collect();
+    let count = |end: &str| subjects.iter().filter(|subject| subject.ends_with(end)).count();
+    assert_eq!([count(".created"), count(".stage.added"), count(".claimed")], [PROJECTS, PROJECTS * 4, PROJECTS * 4]);
+    assert_eq!(subjects.len(), EVENTS);
+}

@@ -52,6 +52,12 @@ impl Sluice {
         self.installation.kill().await.expect("killed");
     }
 
+    /// One of its processes dies as in a crash.
+    pub(crate) fn kill_part(&self, part: &str) {
+        let pid = self.installation.pid(part).expect("it runs");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    }
+
     /// A command line that must succeed; its standard output.
     pub(crate) async fn run(&self, args: &[&str]) -> String {
         self.installation.run(args).await.expect("it succeeds")
