@@ -107,6 +107,9 @@ pub enum Kind {
     Stage,
 }
 
+/// Stages of projects that change together: one decision holds a thousand events, and each stage may need five.
+const MOST_TOGETHER: usize = 200;
+
 /// Commands that are carried out together or not at all: projects that pass routes on to one another.
 pub type Group = BTreeMap<Slug, project::Command>;
 
@@ -146,7 +149,28 @@ impl Configuration {
             }
         }
         errors.extend(self.with(wanted, prune).shared_routes(wanted));
+        errors.extend(self.too_many_together(wanted, prune));
         errors
+    }
+
+    fn too_many_together(&self, wanted: &Self, prune: bool) -> Vec<FieldError> {
+        let after = self.with(wanted, prune);
+        let stages = |slug: &Slug| {
+            let known = [self.projects.get(slug), after.projects.get(slug)].into_iter().flatten();
+            known.flat_map(|project| project.stages.keys()).collect::<BTreeSet<_>>().len()
+        };
+        let groups = self.groups(wanted, prune).into_iter().filter(|group| group.len() > 1);
+        let large = groups.filter(|group| group.keys().map(stages).sum::<usize>() > MOST_TOGETHER);
+        let problem = |group: Group| {
+            let names: Vec<&str> = group.keys().map(Slug::as_str).collect();
+            let names = names.join(", ");
+            let problem = format!(
+                "{names} pass routes on to one another and have more than {MOST_TOGETHER} stages together: move some of \
+                 the routes first"
+            );
+            error("projects".into(), problem)
+        };
+        large.map(problem).collect()
     }
 
     /// Two projects on one host and path; two stages of one project are told by the project itself.

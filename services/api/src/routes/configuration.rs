@@ -197,6 +197,12 @@ fn unknown_registries(current: &Configuration, wanted: &Configuration) -> Vec<Fi
     .collect()
 }
 
+/// What is to be done about registries, by names that make a command of each.
+fn of_registries(current: &Configuration, wanted: &Configuration, prune: bool) -> Vec<(String, Work)> {
+    let ended = current.registries.keys().filter(|host| prune && !wanted.registries.contains_key(*host));
+    ended.map(|host| (format!("registry {host}"), Work::Forget(host.clone()))).collect()
+}
+
 /// Carries out everything that differs. The position of the last event, and how many there are.
 async fn carry_out(
     api: &Api,
@@ -205,13 +211,11 @@ async fn carry_out(
     prune: bool,
     context: &Context,
 ) -> Result<(Option<u64>, usize), Error> {
-    let ended = current.registries.keys().filter(|host| prune && !wanted.registries.contains_key(*host));
-    let registries = ended.map(|host| (format!("registry {host}"), Work::Forget(host.clone())));
     let groups = current.groups(wanted, prune).into_iter().map(|group| {
         let name = group.keys().map(Slug::as_str).collect::<Vec<_>>().join(",");
         (format!("projects {name}"), Work::Projects(group))
     });
-    let works: Vec<(String, Work)> = registries.chain(groups).collect();
+    let works: Vec<(String, Work)> = of_registries(current, wanted, prune).into_iter().chain(groups).collect();
 
     let all = works.len();
     // What was begun is brought to its end; after a failure nothing more is begun.

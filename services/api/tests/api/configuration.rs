@@ -267,5 +267,10 @@ async fn what_was_interrupted_is_completed_by_applying_again_and_nothing_is_doub
     assert_eq!(whole["projects"].as_object().map(serde_json::Map::len), Some(PROJECTS));
     let again = app.put("/configuration", wanted.clone()).await;
     assert_eq!((again.accepted(), &again.body["events"]), (sequence, &json!(0)));
+    // Another document under the same key is not taken for a repetition.
+    let other = json!({ "projects": { "p0": { "name": "Another" } } });
+    let refused = app.keyed(Method::PUT, "/configuration", other, "one").await;
+    let problem = refused.problem(422, "idempotency_key_reused");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("0 of 1 changes")), "{problem}");
     app.stop().await;
 }

@@ -271,6 +271,26 @@ fn projects_that_pass_a_route_on_change_together() {
 }
 
 #[test]
+fn more_than_one_decision_holds_is_refused() {
+    let all = |stages: usize, shift: usize| {
+        let project = |project: usize| {
+            let stages = (0..stages).map(|n| {
+                let host = format!("s{n}.p{}.test", (project + shift) % 3);
+                (format!("s{n}"), json!({ "route": { "host": host } }))
+            });
+            (format!("p{project}"), json!({ "stages": stages.collect::<serde_json::Map<_, _>>() }))
+        };
+        read(json!({ "projects": (0..3).map(project).collect::<serde_json::Map<_, _>>() }))
+    };
+    let fields = |stages| -> Vec<String> {
+        all(stages, 0).check(&all(stages, 1), false).into_iter().map(|error| error.field).collect()
+    };
+    assert_eq!(fields(66), [""; 0]);
+    assert_eq!(fields(67), ["projects"]);
+    assert_eq!(Configuration::default().check(&all(67, 0), false), [], "apart from one another they may be many");
+}
+
+#[test]
 fn everything_that_is_wrong_is_told_by_its_path() {
     let wanted = read(json!({
         "projects": {
