@@ -134,13 +134,16 @@ impl Configuration {
     pub fn check(&self, wanted: &Self, prune: bool) -> Vec<FieldError> {
         let mut errors = Vec::new();
         for (host, registry) in &wanted.registries {
-            let mut refuse =
-                |problem: registry::Rejection| errors.push(error(format!("registries.{host}"), problem.to_string()));
-            if let Err(problem) = Key::<Registry>::registry(host) {
-                refuse(problem);
-            } else if registry::check_username(&registry.username).is_err() {
-                refuse(registry::Rejection::BadUsername);
-            }
+            let problem = if let Err(problem) = Key::<Registry>::registry(host) {
+                problem.to_string()
+            } else if *host != host.to_ascii_lowercase() {
+                "write it in lower case, as it is kept".to_owned()
+            } else if let Err(problem) = registry::check_username(&registry.username) {
+                problem.to_string()
+            } else {
+                continue;
+            };
+            errors.push(error(format!("registries.{host}"), problem));
         }
         for (slug, project) in &wanted.projects {
             let known = self.projects.get(slug).map_or_else(Project::default, |known| known.state(slug));

@@ -178,6 +178,10 @@ pub(super) fn show(planned: &Planned, ui: &Ui) -> Result<(), Failure> {
         let [create, change, remove] = [Action::Create, Action::Change, Action::Remove].map(count);
         ui.line(format!("{create} to create, {change} to change, {remove} to remove"))?;
     }
+    let archived = |change: &&Change| (change.action, change.kind) == (Action::Remove, Kind::Project);
+    for Change { name, .. } in planned.changes.iter().filter(archived) {
+        ui.note(format!("project {name} is archived: what runs on its stages is removed, its name is not free again"));
+    }
     for Named { kind, name } in &planned.left_alone {
         ui.note(format!("{} {name} is not in the file and stays as it is: `--prune` removes it", word(*kind)));
     }

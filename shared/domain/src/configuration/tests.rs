@@ -301,13 +301,14 @@ fn everything_that_is_wrong_is_told_by_its_path() {
             },
             "tool": {"stages": {"dev": {"keep": 99, "promote_from": "nowhere"}}},
         },
-        "registries": {"a b": {"username": "x"}, "r:1": {"username": ""}},
+        "registries": {"R.test": {"username": "x"}, "a b": {"username": "x"}, "r:1": {"username": ""}},
     }));
     let fields: Vec<String> =
         Configuration::default().check(&wanted, false).into_iter().map(|error| error.field).collect();
     assert_eq!(
         fields,
         [
+            "registries.R.test",
             "registries.a b",
             "registries.r:1",
             "projects.shop.name",
