@@ -14,8 +14,8 @@ use serde::{
 
 use crate::{Api, auth::Principal, idempotency, problem::Error, rim::RequestId};
 
-/// Largest body.
-const LIMIT: usize = 1 << 20;
+/// Largest body, where nothing else is said.
+pub(crate) const LIMIT: usize = 1 << 20;
 /// A larger body is read to its end and thrown away up to here, so that its sender gets to read
 /// the answer instead of a broken connection.
 const PATIENCE: usize = 32 << 20;
@@ -47,20 +47,21 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Query<T> {
     }
 }
 
-/// What a caller wants done: the body, the context its events will carry, and what the caller may do.
-pub(crate) struct Asked<T> {
+/// What a caller wants done: the body, of at most `MOST` bytes, the context its events will carry, and what the caller
+/// may do.
+pub(crate) struct Asked<T, const MOST: usize = LIMIT> {
     pub(crate) body: T,
     pub(crate) context: Context,
     pub(crate) role: Role,
 }
 
-impl<T: DeserializeOwned> FromRequest<Api> for Asked<T> {
+impl<T: DeserializeOwned, const MOST: usize> FromRequest<Api> for Asked<T, MOST> {
     type Rejection = Error;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
         let caller = parts.extensions.get::<Principal>().ok_or(Error::Unauthorized)?;
-        let bytes = read(body).await?;
+        let bytes = read(body, MOST).await?;
         let mut context = idempotency::context(&parts, caller, &api.token, &bytes)?;
         context.request_id = parts.extensions.get::<RequestId>().map(|id| id.0.to_string());
         Ok(Self { body: parse(&parts.headers, &bytes)?, context, role: caller.role })
@@ -72,21 +73,21 @@ impl<T: DeserializeOwned> FromRequest<Api> for Asked<T> {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Nothing {}
 
-/// A body within its limit.
-pub(crate) async fn read(body: Body) -> Result<Bytes, Error> {
+/// A body of at most `most` bytes.
+pub(crate) async fn read(body: Body, most: usize) -> Result<Bytes, Error> {
     let mut kept = Vec::new();
     let mut length = 0;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| Error::Malformed("the body ended early".into()))?;
         length += chunk.len();
-        if length <= LIMIT {
+        if length <= most {
             kept.extend_from_slice(&chunk);
         } else if length > PATIENCE {
             break;
         }
     }
-    if length > LIMIT { Err(Error::TooLarge { limit: LIMIT }) } else { Ok(kept.into()) }
+    if length > most { Err(Error::TooLarge { limit: most }) } else { Ok(kept.into()) }
 }
 
 fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Error> {

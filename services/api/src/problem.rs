@@ -45,7 +45,10 @@ pub(crate) enum Error {
     #[error(transparent)]
     Stage(#[from] stage::Rejection),
     #[error("{host}: {rejection}")]
-    Route { stage: domain::Slug, host: String, rejection: route::Rejection },
+    Route { field: String, host: String, rejection: route::Rejection },
+    /// A configuration of which some parts were applied and others not.
+    #[error("{source} ({applied} of {all} changes were applied: apply the same again to complete it)")]
+    Partly { applied: usize, all: usize, source: Box<Error> },
     #[error(transparent)]
     Registry(#[from] registry::Rejection),
     #[error(transparent)]
@@ -56,7 +59,7 @@ pub(crate) enum Error {
     Image(#[from] image::WithinError),
     #[error(transparent)]
     Resolve(ResolveError),
-    #[error("no deployer answers for node {node}, so the image cannot be looked up")]
+    #[error("no deployer answers for node {node}, which alone can look there")]
     NoDeployer { node: String },
     #[error("this Idempotency-Key was used before for a different request")]
     KeyReused,
@@ -162,9 +165,10 @@ impl Error {
             | Self::Project(project::Rejection::Invalid(errors))
             | Self::Registry(registry::Rejection::Invalid(errors))
             | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
-            Self::Route { stage, host, rejection } => {
-                vec![FieldError { field: format!("stages.{stage}.route"), problem: format!("{host}: {rejection}") }]
+            Self::Route { field, host, rejection } => {
+                vec![FieldError { field: field.clone(), problem: format!("{host}: {rejection}") }]
             }
+            Self::Partly { source, .. } => source.answer().errors,
             Self::Image(error) => vec![FieldError { field: "image".into(), problem: error.to_string() }],
             Self::Stage(stage::Rejection::BadLock | stage::Rejection::NoReason) => {
                 vec![FieldError { field: "reason".into(), problem: "must be 1 to 500 characters".into() }]
@@ -268,6 +272,7 @@ impl Error {
             Self::Route { rejection, .. } => match rejection {
                 route::Rejection::Taken { .. } => (S::CONFLICT, "route_taken", ""),
             },
+            Self::Partly { source, .. } => return source.kind(),
             Self::Registry(rejection) => match rejection {
                 registry::Rejection::BadHost(_)
                 | registry::Rejection::BadUsername

@@ -9,6 +9,7 @@
 
 mod deadlines;
 mod docker;
+mod drift;
 mod edges;
 mod failure;
 mod health;
@@ -117,6 +118,7 @@ pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> 
     let mut parts = JoinSet::new();
     parts.spawn(part("watching edges", shutdown.clone(), watching));
     parts.spawn(part("answering for the node", shutdown.clone(), resolve::serve(node.clone())));
+    parts.spawn(part("comparing what runs", shutdown.clone(), drift::serve(node.clone())));
     parts.spawn(part("watching containers", shutdown.clone(), monitor::run(node.clone())));
     parts.spawn(worker::run(node, config.concurrency.max(1), shutdown.clone()));
     let mut result = Ok(());

@@ -42,7 +42,7 @@ pub(crate) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn reply(request: Request, answer: serde_json::Result<Vec<u8>>) {
+pub(crate) async fn reply(request: Request, answer: serde_json::Result<Vec<u8>>) {
     // Texts always become JSON; who asked may have gone.
     if let Err(error) = request.reply(answer.unwrap_or_default()).await {
         tracing::debug!(%error, "a question about the node was not answered");
@@ -71,7 +71,7 @@ async fn answer(node: &Node, question: &[u8]) -> Resolved {
     })
 }
 
-fn said(Problem { code, message, hint, log: _ }: Problem) -> ResolveError {
+pub(crate) fn said(Problem { code, message, hint, log: _ }: Problem) -> ResolveError {
     ResolveError { code: code.into(), message, hint }
 }
 

@@ -45,8 +45,11 @@ fn slug(text: &str) -> Slug {
 /// Stage `shop.dev`, and then `count` events on it.
 async fn happen(log: &EventLog, count: usize) {
     let stages = [(slug("dev"), StageSettings::default())].into();
-    let command =
-        project::Command::Apply { slug: slug("shop"), declaration: Declaration { stages, ..Declaration::default() } };
+    let command = project::Command::Apply {
+        slug: slug("shop"),
+        declaration: Declaration { stages, ..Declaration::default() },
+        prune: false,
+    };
     let context = runtime::clock::context("test");
     log.execute(&Key::project(&slug("shop")), command, &context).await.expect("declared");
     let stage = Key::stage(&slug("shop"), &slug("dev"));

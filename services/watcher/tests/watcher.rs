@@ -65,7 +65,7 @@ impl Lab {
     }
 
     async fn apply(&self, declaration: Declaration) {
-        let command = project::Command::Apply { slug: slug("shop"), declaration };
+        let command = project::Command::Apply { slug: slug("shop"), declaration, prune: false };
         self.log.execute(&Key::<Project>::project(&slug("shop")), command, &context()).await.expect("declared");
     }
 

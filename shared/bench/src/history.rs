@@ -117,6 +117,7 @@ impl History {
             project::Command::Apply {
                 slug: project.clone(),
                 declaration: Declaration { name, stages, ..Declaration::default() },
+                prune: false,
             },
         )?;
         for name in STAGES {

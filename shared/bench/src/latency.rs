@@ -128,8 +128,11 @@ fn stage_name(n: usize) -> Result<Slug> {
 async fn declare(log: &EventLog) -> Result<()> {
     let slug: Slug = PROJECT.parse()?;
     let stages = (0..STAGES).map(|n| Ok((stage_name(n)?, StageSettings::default()))).collect::<Result<_>>()?;
-    let command =
-        project::Command::Apply { slug: slug.clone(), declaration: Declaration { stages, ..Declaration::default() } };
+    let command = project::Command::Apply {
+        slug: slug.clone(),
+        declaration: Declaration { stages, ..Declaration::default() },
+        prune: false,
+    };
     log.execute(&Key::project(&slug), command, &runtime::clock::context("admin")).await?;
     Ok(())
 }

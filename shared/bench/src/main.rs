@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
 mod append;
+mod configuration;
 mod deployed;
 mod deployments;
 mod edge;
@@ -52,6 +53,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("rebuild", |bench| Box::pin(rebuild::run(bench))),
     ("edge", |bench| Box::pin(edge::run(bench))),
     ("switches", |bench| Box::pin(switches::run(bench))),
+    ("configuration", |bench| Box::pin(configuration::run(bench))),
     ("queue", |bench| Box::pin(queue::run(bench))),
     ("memory", |bench| Box::pin(memory::run(bench))),
     ("start", |bench| Box::pin(start::run(bench))),

@@ -120,4 +120,13 @@ impl Api {
         tokio::time::timeout(READY, ready).await.context("sluice api does not start")??;
         Ok(Api { url, client, _process: process })
     }
+
+    /// The command line with `arguments`, signed in to this API.
+    pub(crate) fn command(&self, program: &Path, arguments: &[&str], data: &Path) -> Result<Command> {
+        let mut command = Command::new(program);
+        let url = self.url.strip_suffix("/api/v1").context("an address")?;
+        command.args(arguments).env_clear().env("DATA_DIR", data).env("API_URL", url).env("API_TOKEN", TOKEN);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Ok(command)
+    }
 }

@@ -6,6 +6,9 @@
 //! Must never import: anything that does IO, reads a clock or draws a random number. Time, ids
 //! and randomness arrive inside commands, so that the same history always gives the same answer.
 
+pub mod configuration;
+pub mod difference;
+pub mod drift;
 pub mod env;
 pub mod hook;
 pub mod image;

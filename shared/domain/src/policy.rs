@@ -108,8 +108,7 @@ pub enum Age {
 impl TagPolicy {
     /// Everything that is wrong with it, each error's field under `prefix`.
     pub fn check(&self, prefix: &str) -> Vec<FieldError> {
-        let errors = self.compile().err().unwrap_or_default().into_iter();
-        errors.map(|FieldError { field, problem }| FieldError { field: format!("{prefix}.{field}"), problem }).collect()
+        self.compile().err().unwrap_or_default().into_iter().map(|wrong| wrong.under(prefix)).collect()
     }
 
     /// The policy as it can be asked, or what is wrong with it.

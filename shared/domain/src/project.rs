@@ -84,6 +84,8 @@ pub enum Command {
     Apply {
         slug: Slug,
         declaration: Declaration,
+        /// Archives the stages that are left out.
+        prune: bool,
     },
     /// Creates one stage, or changes it.
     ApplyStage {
@@ -193,10 +195,11 @@ impl Project {
     }
 
     /// The stages as they will be are checked together: two of them on one host and path clash.
-    fn check(&self, changes: &BTreeMap<Slug, StageSettings>) -> Result<(), Rejection> {
+    fn check(&self, changes: &BTreeMap<Slug, StageSettings>, ending: &[Slug]) -> Result<(), Rejection> {
         let mut errors: Vec<FieldError> =
             changes.iter().flat_map(|(slug, settings)| settings.check(&format!("stages.{slug}"))).collect();
         let mut stages = self.stages.clone();
+        stages.retain(|stage, _| !ending.contains(stage));
         stages.extend(changes.clone());
         let mut taken = BTreeMap::new();
         for (slug, route) in stages.iter().filter_map(|(slug, s)| Some((slug, s.route.as_ref()?))) {
@@ -259,7 +262,7 @@ impl Aggregate for Project {
 
     fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
         match command {
-            Command::Apply { slug, declaration: Declaration { name, auto_promote, env, stages } } => {
+            Command::Apply { slug, declaration: Declaration { name, auto_promote, env, stages }, prune } => {
                 if self.archived {
                     return Err(Rejection::Archived);
                 }
@@ -272,7 +275,9 @@ impl Aggregate for Project {
                 if !problems.is_empty() {
                     return Err(Rejection::Invalid(problems));
                 }
-                self.check(&stages)?;
+                let left_out = self.stages.keys().filter(|stage| prune && !stages.contains_key(*stage));
+                let ending: Vec<Slug> = left_out.cloned().collect();
+                self.check(&stages, &ending)?;
                 let named = match &self.name {
                     None => Some(Event::Created { name }),
                     Some(known) if *known != name => Some(Event::Renamed { name }),
@@ -282,11 +287,12 @@ impl Aggregate for Project {
                 let switched = switched.map(|on| Event::AutoPromotionSwitched { on });
                 let changed = env.filter(|env| *env != self.env).map(|env| Event::EnvChanged { env });
                 let named = named.into_iter().chain(switched).chain(changed);
+                let named = named.chain(ending.into_iter().map(|stage| Event::StageArchived { stage }));
                 Ok(named.chain(stages.iter().filter_map(|(slug, s)| self.change_stage(slug, s))).collect())
             }
             Command::ApplyStage { stage, settings } => {
                 self.open()?;
-                self.check(&BTreeMap::from([(stage.clone(), StageSettings::clone(&settings))]))?;
+                self.check(&BTreeMap::from([(stage.clone(), StageSettings::clone(&settings))]), &[])?;
                 Ok(self.change_stage(&stage, &settings).into_iter().collect())
             }
             Command::ArchiveStage { stage } => {
@@ -361,7 +367,11 @@ mod tests {
 
     fn apply(stages: &[(&str, StageSettings)]) -> Command {
         let stages = stages.iter().map(|(name, s)| (slug(name), s.clone())).collect();
-        Command::Apply { slug: slug("shop"), declaration: Declaration { stages, ..Declaration::default() } }
+        Command::Apply {
+            slug: slug("shop"),
+            declaration: Declaration { stages, ..Declaration::default() },
+            prune: false,
+        }
     }
 
     fn given(commands: Vec<Command>) -> Project {
@@ -431,6 +441,7 @@ mod tests {
         let apply = |auto_promote| Command::Apply {
             slug: slug("shop"),
             declaration: Declaration { auto_promote, ..Declaration::default() },
+            prune: false,
         };
         let project = given(vec![apply(Some(true))]);
         assert!(project.auto_promote);
@@ -448,7 +459,7 @@ mod tests {
             ..StageSettings::default()
         };
         let declaration = Declaration { env, stages: [(slug("dev"), dev)].into(), ..Declaration::default() };
-        let declare = Command::Apply { slug: slug("shop"), declaration };
+        let declare = Command::Apply { slug: slug("shop"), declaration, prune: false };
         let set = |vault: &str| Command::SetSecret { name: "db".into(), vault: vault.into() };
         let project = given(vec![declare.clone()]);
         assert_eq!(project.release(&slug("dev")), Err(Rejection::SecretsMissing(vec!["db".into()])));
@@ -467,6 +478,7 @@ mod tests {
                 stages: [(slug("dev"), StageSettings::default())].into(),
                 ..Declaration::default()
             },
+            prune: false,
         };
         let project = given(vec![declare, set("one"), unused, remove.clone()]);
         assert_eq!(project.decide(remove), Err(Rejection::UnknownSecret));

@@ -90,6 +90,17 @@ pub enum Command {
     Remove { host: String },
 }
 
+impl Command {
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Configure { host, .. }
+            | Self::SetCredentials { host, .. }
+            | Self::RemoveCredentials { host }
+            | Self::Remove { host } => host,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("`{0}` is not a registry: give its host and port, such as registry.example.com or 127.0.0.1:5000")]

@@ -57,7 +57,8 @@ pub struct StageSettings {
     pub keep: u16,
     /// Which images of its repository the stage takes by itself. Without one, none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<TagPolicy>,
+    #[schema(value_type = Option<TagPolicy>)]
+    pub policy: Option<Box<TagPolicy>>,
     /// Stage of the same project that runs a release before this one does. With it, this stage takes releases only by
     /// promotion from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +113,7 @@ pub struct HealthCheck {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = HealthCheckKind)]
 pub enum Check {
     /// The image's own HEALTHCHECK where it has one, else `tcp` where there is a port, else `running`.
     #[default]
@@ -238,6 +240,14 @@ pub struct FieldError {
     /// e.g. `stages.dev.health.path`.
     pub field: String,
     pub problem: String,
+}
+
+impl FieldError {
+    /// The same error in a larger document, where its part stands at `path`.
+    #[must_use]
+    pub fn under(self, path: &str) -> Self {
+        Self { field: format!("{path}.{}", self.field), problem: self.problem }
+    }
 }
 
 const HOUR: Span = Span::secs(3600);

@@ -193,6 +193,7 @@ mod tests {
         let declare = |env: Env| Command::Apply {
             slug: slug("shop"),
             declaration: Declaration { auto_promote: Some(true), env: Some(env), ..Declaration::default() },
+            prune: false,
         };
         history.project("shop", declare(Env::from([("A".into(), "x".into())])));
         for vault in ["hidden-1", "hidden-2"] {

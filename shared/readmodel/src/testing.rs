@@ -69,7 +69,7 @@ impl History {
 
     pub(crate) fn declare(&mut self, project: &str, stage: &str, settings: StageSettings) {
         let declaration = Declaration { stages: [(slug(stage), settings)].into(), ..Declaration::default() };
-        self.project(project, project::Command::Apply { slug: slug(project), declaration });
+        self.project(project, project::Command::Apply { slug: slug(project), declaration, prune: false });
     }
 
     pub(crate) fn project(&mut self, project: &str, command: project::Command) {

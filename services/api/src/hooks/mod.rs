@@ -76,7 +76,8 @@ pub(crate) async fn receive(
     body: Body,
 ) -> Result<Response, Error> {
     let Ok(_one_of_few) = api.hooks.try_acquire() else { return Err(Error::Busy) };
-    let body = tokio::time::timeout(ARRIVAL, extract::read(body)).await.map_err(|_| Error::TimedOut)??;
+    let body =
+        tokio::time::timeout(ARRIVAL, extract::read(body, extract::LIMIT)).await.map_err(|_| Error::TimedOut)??;
     let known = api.log.fold(&Key::<Hook>::hook(&name)).await?;
     // Who may not send does not learn which hooks there are.
     let Hook { settings: Some(settings), secret: Some(secret) } = &known.state else { return Err(Error::BadSignature) };

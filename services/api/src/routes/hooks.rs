@@ -2,9 +2,10 @@
 
 use axum::{Json, extract::State};
 use domain::{
-    Key, Slug,
+    Context, Key, Slug,
     hook::{Command, Hook as Aggregate, HookSettings, Rejection},
 };
+use eventlog::Committed;
 use readmodel::hooks::{self, Hook};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -77,8 +78,7 @@ pub(crate) async fn apply(
     asked: Asked<HookSettings>,
 ) -> Result<Taken<Accepted>, Error> {
     let command = Command::Configure { settings: asked.body };
-    let committed = api.log.execute(&Key::<Aggregate>::hook(&name), command, &asked.context).await?;
-    Ok(Taken(Accepted { sequence: committed.sequence }))
+    Ok(Taken(Accepted { sequence: carry_out(&api, &name, command, &asked.context).await?.sequence }))
 }
 
 /// Give a webhook a secret, in place of the earlier one.
@@ -131,11 +131,17 @@ pub(crate) async fn remove(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    let key = Key::<Aggregate>::hook(&name);
+    Ok(Taken(Accepted { sequence: carry_out(&api, &name, Command::Remove, &asked.context).await?.sequence }))
+}
+
+/// Carries `command` out on a hook. A secret that it ends goes.
+pub(super) async fn carry_out(api: &Api, name: &Slug, command: Command, context: &Context) -> Result<Committed, Error> {
+    let key = Key::<Aggregate>::hook(name);
     let before = api.log.load(&key).await?.state;
-    let committed = api.log.execute(&key, Command::Remove, &asked.context).await?;
-    if let Some(secret) = before.secret {
-        api.log.vault().delete(&secret.secret).await?;
+    let committed = api.log.execute(&key, command, context).await?;
+    let after = api.log.load(&key).await?.state;
+    if let Some(ended) = before.secret.filter(|_| after.secret.is_none()) {
+        api.log.vault().delete(&ended.secret).await?;
     }
-    Ok(Taken(Accepted { sequence: committed.sequence }))
+    Ok(committed)
 }

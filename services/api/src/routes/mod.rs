@@ -1,6 +1,8 @@
 //! Every address of the API. One file per resource: its types, its description, its handlers.
 
+mod configuration;
 mod deployments;
+mod drift;
 mod events;
 mod health;
 mod hooks;
@@ -43,6 +45,9 @@ pub(crate) fn all() -> Routes {
     Routes::new()
         .add(Public, routes!(health::health))
         .add(Needs(Viewer), routes!(openapi::openapi))
+        .add(Needs(Viewer), routes!(configuration::export))
+        .add(Needs(Admin), routes!(configuration::plan))
+        .add(Needs(Admin), routes!(configuration::apply))
         .add(Needs(Viewer), routes!(projects::list))
         .add(Needs(Viewer), routes!(projects::get))
         .add(Needs(Admin), routes!(projects::apply))
@@ -50,6 +55,7 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(stages::overview))
         .add(Needs(Viewer), routes!(stages::list))
         .add(Needs(Viewer), routes!(stages::get))
+        .add(Needs(Viewer), routes!(drift::get))
         .add(Needs(Admin), routes!(stages::apply))
         .add(Needs(Admin), routes!(stages::archive))
         .add(Needs(Viewer), routes!(stages::policy))

@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use domain::{
     Aggregate, Context, DeploymentId, Key, Recorded, Slug,
+    configuration::Group,
     project::{self, Declaration, Project},
     route::{self, Host},
     stage::{self, Stage},
@@ -107,7 +108,7 @@ pub(crate) async fn apply(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Declaration>,
 ) -> Result<Taken<Applied>, Error> {
-    let command = project::Command::Apply { slug: path.project.clone(), declaration: asked.body };
+    let command = project::Command::Apply { slug: path.project.clone(), declaration: asked.body, prune: false };
     Ok(Taken(change(&api, &path.project, command, &asked.context).await?.into()))
 }
 
@@ -138,20 +139,45 @@ pub(super) async fn change(
     command: project::Command,
     context: &Context,
 ) -> Result<Committed, Error> {
-    let (key, command) = (&Key::project(slug), &command);
-    make_room(api, slug, command, context).await?;
+    change_together(api, &Group::from([(slug.clone(), command)]), context, |_, error| error).await
+}
+
+/// Carries out a command on each project of `group`: all of them or nothing. `place` says of an error which project it
+/// is about.
+pub(super) async fn change_together(
+    api: &Api,
+    group: &Group,
+    context: &Context,
+    place: fn(&Slug, Error) -> Error,
+) -> Result<Committed, Error> {
+    for (slug, command) in group {
+        make_room(api, slug, command, context).await?;
+    }
     let decide = |mut transaction: Transaction| async move {
-        let before = transaction.load(key).await?.state;
-        // The project's own event comes last in the batch, so that a repetition, which finds only
-        // that one, answers with the same sequence. A command that is refused now may have been
-        // carried out before: which of the two it is, the log tells.
-        if let Ok(events) = before.decide(command.clone()) {
-            let mut after = before.clone();
-            events.iter().for_each(|event| after.evolve(event));
-            move_routes(&mut transaction, slug, &before, &after).await?;
-            open_and_archive(&mut transaction, slug, &before, &after, context).await?;
+        let mut changes = Vec::with_capacity(group.len());
+        for (slug, command) in group {
+            let before = transaction.load(&Key::project(slug)).await?.state;
+            // A command that is refused now may have been carried out before: which of the two it is, the log tells.
+            if let Ok(events) = before.decide(command.clone()) {
+                let mut after = before.clone();
+                events.iter().for_each(|event| after.evolve(event));
+                changes.push((slug, before, after));
+            }
         }
-        transaction.decide(key, command.clone()).await?;
+        // Releases come first: two stages may exchange their routes.
+        for (slug, before, after) in &changes {
+            release_routes(&mut transaction, slug, before, after).await?;
+        }
+        for (slug, before, after) in &changes {
+            claim_routes(&mut transaction, slug, before, after).await.map_err(|error| place(slug, error))?;
+            open_and_archive(&mut transaction, slug, before, after, context).await?;
+        }
+        // The projects' own events come last in the batch, so that a repetition, which finds only those, answers with
+        // the same sequence.
+        for (slug, command) in group {
+            let decided = transaction.decide(&Key::project(slug), command.clone()).await;
+            decided.map_err(|error| place(slug, error.into()))?;
+        }
         Ok::<_, Error>(transaction)
     };
     api.log.transact(context, decide).await
@@ -182,19 +208,26 @@ async fn make_room(api: &Api, slug: &Slug, command: &project::Command, context: 
     Ok(())
 }
 
-/// Releases come first: two stages may exchange their routes.
-async fn move_routes(
+async fn release_routes(
     transaction: &mut Transaction,
     project: &Slug,
     before: &Project,
     after: &Project,
 ) -> Result<(), Error> {
-    let (before, after) = (before.routes(), after.routes());
-    for (route, stage) in before.difference(&after).cloned() {
+    for (route, stage) in before.routes().difference(&after.routes()).cloned() {
         let release = route::Command::Release { path: route.path, project: project.clone(), stage: stage.clone() };
         decide_route(transaction, stage, route.host, release).await?;
     }
-    for (route, stage) in after.difference(&before).cloned() {
+    Ok(())
+}
+
+async fn claim_routes(
+    transaction: &mut Transaction,
+    project: &Slug,
+    before: &Project,
+    after: &Project,
+) -> Result<(), Error> {
+    for (route, stage) in after.routes().difference(&before.routes()).cloned() {
         let claim = route::Command::Claim { path: route.path, project: project.clone(), stage: stage.clone() };
         decide_route(transaction, stage, route.host, claim).await?;
     }
@@ -209,7 +242,7 @@ async fn decide_route(
 ) -> Result<(), Error> {
     let key = Key::<Host>::host(&host);
     transaction.decide(&key, command).await.map_err(|error| match error {
-        ExecuteError::Rejected(rejection) => Error::Route { stage, host, rejection },
+        ExecuteError::Rejected(rejection) => Error::Route { field: format!("stages.{stage}.route"), host, rejection },
         ExecuteError::KeyReused => Error::KeyReused,
         ExecuteError::Conflict => Error::Conflict,
         ExecuteError::Log(error) => Error::Log(error),
@@ -227,7 +260,8 @@ async fn open_and_archive(
         transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Reopen).await?;
     }
     for stage in before.stages.keys().filter(|stage| !after.stages.contains_key(*stage)) {
-        let removal = DeploymentId(idempotency::id(context, stage.as_str()));
+        // Stages of two projects may end by one command.
+        let removal = DeploymentId(idempotency::id(context, &format!("{project}/{stage}")));
         transaction.decide(&Key::<Stage>::stage(project, stage), stage::Command::Archive { removal }).await?;
     }
     Ok(())

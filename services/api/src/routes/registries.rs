@@ -6,6 +6,7 @@ use domain::{
     push::{LOOKS, Poll, registry_key},
     registry::{Command, RegistrySettings},
 };
+use eventlog::Committed;
 use readmodel::registries::{self, Registry};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -84,8 +85,8 @@ pub(crate) async fn configure(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<RegistrySettings>,
 ) -> Result<Taken<Accepted>, Error> {
-    let command = |host| Command::Configure { host, settings: asked.body };
-    change(&api, &path.host, command, &asked.context).await
+    let command = Command::Configure { host: path.host.to_ascii_lowercase(), settings: asked.body };
+    Ok(Taken(Accepted { sequence: carry_out(&api, command, &asked.context).await?.sequence }))
 }
 
 /// Forget everything that is declared for a registry.
@@ -103,7 +104,8 @@ pub(crate) async fn remove(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    change(&api, &path.host, |host| Command::Remove { host }, &asked.context).await
+    let command = Command::Remove { host: path.host.to_ascii_lowercase() };
+    Ok(Taken(Accepted { sequence: carry_out(&api, command, &asked.context).await?.sequence }))
 }
 
 /// Keep credentials for a registry, in place of earlier ones.
@@ -159,22 +161,18 @@ pub(crate) async fn remove_credentials(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    change(&api, &path.host, |host| Command::RemoveCredentials { host }, &asked.context).await
+    let command = Command::RemoveCredentials { host: path.host.to_ascii_lowercase() };
+    Ok(Taken(Accepted { sequence: carry_out(&api, command, &asked.context).await?.sequence }))
 }
 
-/// Carries `command` out on a registry. A password that it ends goes.
-pub(super) async fn change(
-    api: &Api,
-    host: &str,
-    command: impl FnOnce(String) -> Command,
-    context: &Context,
-) -> Result<Taken<Accepted>, Error> {
-    let key = Key::registry(host)?;
+/// Carries `command` out. A password that it ends goes.
+pub(super) async fn carry_out(api: &Api, command: Command, context: &Context) -> Result<Committed, Error> {
+    let key = Key::registry(command.host())?;
     let before = api.log.load(&key).await?.state;
-    let committed = api.log.execute(&key, command(host.to_ascii_lowercase()), context).await?;
+    let committed = api.log.execute(&key, command, context).await?;
     let after = api.log.load(&key).await?.state;
     if let Some(ended) = before.credentials.filter(|_| after.credentials.is_none()) {
         api.log.vault().delete(&ended.secret).await?;
     }
-    Ok(Taken(Accepted { sequence: committed.sequence }))
+    Ok(committed)
 }

@@ -99,7 +99,8 @@ pub(crate) async fn apply(
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Policy {
     /// None where it takes nothing by itself.
-    policy: Option<TagPolicy>,
+    #[schema(value_type = Option<TagPolicy>)]
+    policy: Option<Box<TagPolicy>>,
     /// None where nobody has looked yet.
     last: Option<Look>,
 }

@@ -4,6 +4,7 @@ mod access;
 mod app;
 mod archive;
 mod bad_input;
+mod configuration;
 mod deployments;
 mod events;
 mod hooks;

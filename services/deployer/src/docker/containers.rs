@@ -7,8 +7,8 @@ use bollard::{
     errors::Error as Cause,
     exec::{CreateExecOptions, StartExecResults},
     models::{
-        ContainerCreateBody, ContainerSummary, ContainerUpdateBody, EndpointIpamConfig, EndpointSettings, EventMessage,
-        NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+        ContainerCreateBody, ContainerInspectResponse, ContainerSummary, ContainerUpdateBody, EndpointIpamConfig,
+        EndpointSettings, EventMessage, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
     },
     query_parameters as query,
 };
@@ -45,6 +45,25 @@ impl Container {
         let labels = Labels { place, deployment, replica: 1, config_hash: String::new(), port: None };
         Self { id: deployment.to_string(), name: "c".into(), labels, running, image: String::new(), ip: None }
     }
+}
+
+/// What the engine says of a container that exists.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// The reference it was made from.
+    pub(crate) image: String,
+    /// What that reference meant.
+    pub(crate) image_id: String,
+    /// `NAME=value`, those of its image among them.
+    pub(crate) env: Vec<String>,
+    /// Id and name of each; the id is empty where it never ran.
+    pub(crate) networks: Vec<(String, String)>,
+    /// Published on the node, as `8080->80/tcp`.
+    pub(crate) published: Vec<String>,
+    /// Zero where there is no limit.
+    pub(crate) memory: i64,
+    pub(crate) nano_cpus: i64,
+    pub(crate) pids: i64,
 }
 
 /// How a container ended.
@@ -87,6 +106,17 @@ impl Engine {
                 error: state.error.unwrap_or_default(),
             }
         }))
+    }
+
+    /// `None` when it does not exist (any more).
+    pub(crate) async fn facts(&self, container: &str) -> Result<Option<Facts>> {
+        let id = container.to_owned();
+        let found = self
+            .call(format!("inspecting container {container}"), self.limits().quick, |docker| async move {
+                docker.inspect_container(&id, None).await
+            })
+            .await;
+        Ok(none_if_missing(found)?.map(facts))
     }
 
     /// Returns with its exit code when the container does not run (any more); with none when it is gone.
@@ -268,6 +298,28 @@ impl Engine {
         let engine = self.clone();
         let events = self.client(&operation).await?.events(Some(options));
         Ok(events.map_err(move |cause| engine.error(&operation, cause)))
+    }
+}
+
+fn facts(found: ContainerInspectResponse) -> Facts {
+    let config = found.config.unwrap_or_default();
+    let host = found.host_config.unwrap_or_default();
+    let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let bound = host.port_bindings.unwrap_or_default().into_iter().flat_map(|(port, bindings)| {
+        let bindings = bindings.unwrap_or_default().into_iter();
+        bindings.map(move |binding| format!("{}->{port}", binding.host_port.unwrap_or_default()))
+    });
+    let mut published: Vec<String> = bound.collect();
+    published.sort_unstable();
+    Facts {
+        image: config.image.unwrap_or_default(),
+        image_id: found.image.unwrap_or_default(),
+        env: config.env.unwrap_or_default(),
+        networks: networks.into_iter().map(|(name, on)| (on.network_id.unwrap_or_default(), name)).collect(),
+        published,
+        memory: host.memory.unwrap_or_default(),
+        nano_cpus: host.nano_cpus.unwrap_or_default(),
+        pids: host.pids_limit.unwrap_or_default(),
     }
 }
 

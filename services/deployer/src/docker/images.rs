@@ -21,6 +21,8 @@ pub(crate) struct LocalImage {
     pub(crate) healthcheck: Option<Vec<String>>,
     /// For a HEALTHCHECK in shell form.
     pub(crate) shell: Option<Vec<String>>,
+    /// Its own variables, as `NAME=value`.
+    pub(crate) env: Vec<String>,
     /// Registries that are known to have it; zero for one that was built or loaded here.
     pub(crate) digests: usize,
 }
@@ -44,6 +46,7 @@ impl Engine {
             exposed: config.exposed_ports.unwrap_or_default(),
             healthcheck: test.filter(|test| test.first().is_some_and(|kind| kind != "NONE" && !kind.is_empty())),
             shell: config.shell,
+            env: config.env.unwrap_or_default(),
             digests: image.repo_digests.map_or(0, |digests| digests.len()),
         }))
     }

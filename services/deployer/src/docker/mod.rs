@@ -16,7 +16,7 @@ use bollard::errors::Error as Cause;
 use futures::future::BoxFuture;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use containers::Container;
+pub(crate) use containers::{Container, Facts};
 pub(crate) use images::LocalImage;
 pub(crate) use networks::{Address, Hindrance, Network};
 

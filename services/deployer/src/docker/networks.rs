@@ -110,7 +110,8 @@ impl Engine {
         })
     }
 
-    async fn network(&self, name: &str) -> Result<Option<Network>> {
+    /// None where there is none of that name.
+    pub(crate) async fn network(&self, name: &str) -> Result<Option<Network>> {
         let filters = HashMap::from([("name", vec![name])]);
         let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
         let found = self

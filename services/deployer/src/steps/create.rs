@@ -124,7 +124,7 @@ async fn start(job: &Job, name: &str) -> Result<(), StepError> {
 
 /// The port that answers: the declared one, else the only one that the image exposes. None where the
 /// stage needs none.
-pub(super) fn choose_port(settings: &StageSettings, image: &LocalImage) -> Result<Option<u16>, Problem> {
+pub(crate) fn choose_port(settings: &StageSettings, image: &LocalImage) -> Result<Option<u16>, Problem> {
     if settings.port.is_some() {
         return Ok(settings.port);
     }
@@ -152,7 +152,7 @@ pub(super) fn choose_port(settings: &StageSettings, image: &LocalImage) -> Resul
 }
 
 /// Tells whether a container was made from the same specification.
-fn config_hash(spec: &Spec) -> String {
+pub(crate) fn config_hash(spec: &Spec) -> String {
     // Maps in it are sorted, so equal specifications have equal text; it always becomes JSON.
     let text = serde_json::to_vec(spec).unwrap_or_default();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).simple().to_string()

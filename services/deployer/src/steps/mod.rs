@@ -14,6 +14,7 @@ use domain::{
 };
 use eventlog::{LogLine, LogRef, LogStream};
 
+pub(crate) use create::{choose_port, config_hash};
 #[cfg(test)]
 pub(crate) use retire::needed_images;
 pub(crate) use retire::{ORPHAN_GRACE, remove_all, stop_all, tidy};

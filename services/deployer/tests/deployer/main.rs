@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cancelling;
+mod drift;
 mod edge;
 mod engine_hangs;
 mod lab;

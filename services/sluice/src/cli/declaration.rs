@@ -11,15 +11,15 @@ use std::{
 use domain::{Slug, env::Env, project::Declaration, settings::StageSettings};
 use serde::{
     Deserialize, Deserializer,
-    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{self, DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_saphyr::Spanned;
 
 use super::exit::Failure;
-use crate::client::FieldProblem;
+use crate::client::{self, FieldProblem};
 
 /// The largest declaration; the API's own limit.
-const LIMIT: u64 = 1 << 20;
+pub(crate) const LIMIT: u64 = 1 << 20;
 
 /// Of an error, in characters.
 const LONGEST: usize = 2_000;
@@ -56,8 +56,8 @@ pub(crate) struct Source {
     text: String,
 }
 
-/// Reads `path`, or standard input for `-`. Its size is checked before anything looks inside.
-pub(crate) fn read(path: &Path) -> Result<Source, Failure> {
+/// Reads `path`, or standard input for `-`. Its size, in bytes, is checked before anything looks inside.
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Source, Failure> {
     let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
     let unreadable = |error: io::Error| {
         Failure::invalid(format!("{name} cannot be read: {error}"))
@@ -66,9 +66,10 @@ pub(crate) fn read(path: &Path) -> Result<Source, Failure> {
     let mut bytes = Vec::new();
     let source: Box<dyn Read> =
         if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(unreadable)?) };
-    source.take(LIMIT + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(Failure::invalid(format!("{name} is larger than 1 MiB: a declaration holds only settings")));
+    source.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > limit {
+        let most = limit >> 20;
+        return Err(Failure::invalid(format!("{name} is larger than {most} MiB: a declaration holds only settings")));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         Failure::invalid(format!("{name} is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))
@@ -77,15 +78,20 @@ pub(crate) fn read(path: &Path) -> Result<Source, Failure> {
 }
 
 impl Source {
-    /// The declaration in it, with everything checked that can be checked without the server.
-    pub(crate) fn parse(&self) -> Result<Document, Failure> {
-        let document: Document = serde_saphyr::from_str_with_options(&self.text, limits()).map_err(|error| {
+    /// What the text says; an error names the line.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_saphyr::from_str_with_options(&self.text, limits()).map_err(|error| {
             let shown = serde_saphyr::render_options! { source_name: Some(self.name.as_str()) };
             let text = error.render_with_options(shown);
             // What is wrong may be of any length, and the error repeats it.
             let text: String = text.trim_start_matches("error: ").chars().take(LONGEST).collect();
             Failure::invalid(format!("{}: {text}", self.name))
-        })?;
+        })
+    }
+
+    /// The declaration in it, with everything checked that can be checked without the server.
+    pub(crate) fn parse(&self) -> Result<Document, Failure> {
+        let document: Document = self.read()?;
         let problems: Vec<FieldProblem> = document
             .stages
             .iter()
@@ -93,6 +99,17 @@ impl Source {
             .map(|error| FieldProblem { field: error.field, problem: error.problem })
             .collect();
         if problems.is_empty() { Ok(document) } else { Err(self.locate(problems)) }
+    }
+
+    /// What the server refused. It sees what only it can know, such as a route that is taken: that has a line as well.
+    pub(crate) fn refused(&self, error: client::Error) -> Failure {
+        match error {
+            client::Error::Refused(mut problem) if !problem.errors.is_empty() => {
+                let located = self.locate(std::mem::take(&mut problem.errors));
+                Failure { errors: located.errors, ..Failure::from(problem) }
+            }
+            error => error.into(),
+        }
     }
 
     /// The failure that these problems make, each with its line where the file has one for it.
@@ -140,12 +157,13 @@ enum Node {
 
 /// The line of `field`, or of the innermost part of its path that the file has.
 fn line(root: &Spanned<Node>, field: &str) -> Option<u64> {
-    let mut at = root;
-    let mut found = None;
-    for key in field.split('.') {
-        let Node::Map(entries) = &at.value else { break };
-        let Some(inner) = entries.get(key) else { break };
-        at = inner;
+    let (mut at, mut rest, mut found) = (root, field, None);
+    while let Node::Map(entries) = &at.value {
+        // A name may hold dots itself, such as that of a registry.
+        let behind = |name: &str| rest.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('.'));
+        let fitting = entries.iter().filter_map(|(name, inner)| Some((name.len(), inner, behind(name)?)));
+        let Some((_, inner, behind)) = fitting.max_by_key(|(length, ..)| *length) else { break };
+        (at, rest) = (inner, behind.trim_start_matches('.'));
         found = Some(at.referenced.line());
     }
     found
@@ -282,9 +300,9 @@ stages:
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("sluice.yaml");
         std::fs::write(&path, "a".repeat(10 << 20)).expect("written");
-        let failure = read(&path).err().expect("refused");
+        let failure = read(&path, LIMIT).err().expect("refused");
         assert!(failure.message.contains("larger than 1 MiB"), "{}", failure.message);
-        let missing = read(&dir.path().join("none")).err().expect("refused");
+        let missing = read(&dir.path().join("none"), LIMIT).err().expect("refused");
         assert!(missing.message.contains("cannot be read"), "{}", missing.message);
     }
 
@@ -304,6 +322,19 @@ stages:
             let error = refused(&text);
             assert!(error.chars().count() < LONGEST + 100, "{} characters", error.chars().count());
         }
+    }
+
+    #[test]
+    fn a_field_under_a_name_with_dots_has_its_line() {
+        let text = "registries:\n  r.example.com:5000:\n    username: ci\n  r.example:\n    username: x\n".to_owned();
+        let source = Source { name: "all.yaml".into(), text };
+        let located = |field: &str| {
+            let problem = FieldProblem { field: field.to_owned(), problem: "no".into() };
+            source.locate(vec![problem]).errors.remove(0).field
+        };
+        assert!(located("registries.r.example.com:5000.username").starts_with("all.yaml:3: "));
+        assert!(located("registries.r.example.password").starts_with("all.yaml:5: "));
+        assert_eq!(located("projects.shop"), "projects.shop");
     }
 
     #[test]

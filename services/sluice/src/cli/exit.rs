@@ -17,6 +17,7 @@ Exit codes:
     5  Sluice or a part it needs cannot be reached, or the token is not accepted
     6  a followed deployment was rolled back
     7  a followed deployment was cancelled or superseded
+    8  there are differences: `apply --plan` or `diff` found some
   130  interrupted; a followed deployment goes on
   141  the reader of the output went away
 
@@ -35,6 +36,7 @@ pub(crate) enum Code {
     Unreachable = 5,
     RolledBack = 6,
     Cancelled = 7,
+    Differs = 8,
     Interrupted = 130,
     Pipe = 141,
 }
@@ -169,6 +171,7 @@ mod tests {
             Code::Unreachable,
             Code::RolledBack,
             Code::Cancelled,
+            Code::Differs,
             Code::Interrupted,
             Code::Pipe,
         ];

@@ -1,8 +1,10 @@
 //! The client commands: what a person or a script asks of a running Sluice.
 
+mod configuration;
 mod declaration;
 mod deploy;
 mod deployments;
+mod diff;
 pub(crate) mod edge;
 mod events;
 pub(crate) mod exit;
@@ -16,6 +18,7 @@ mod prompt;
 pub(crate) mod readmodels;
 mod registry;
 mod rollout;
+mod schema;
 mod secret;
 mod stage;
 mod status;
@@ -41,6 +44,17 @@ pub(crate) struct Globals {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Write the whole configuration as YAML: projects, stages, policies, gates, registries; secrets as references
+    Export(configuration::Export),
+    /// Make everything as a file declares it: shows the changes, field by field, and makes them
+    Apply(configuration::Apply),
+    /// What is not as it should be: the file, what is declared, what was deployed and what runs (exit code 8)
+    Diff(diff::Diff),
+    /// A JSON Schema of a file, for editors
+    Schema {
+        #[arg(default_value = "configuration")]
+        of: schema::Kind,
+    },
     /// Declare, list, show and archive projects
     #[command(subcommand)]
     Project(project::Command),
@@ -150,8 +164,15 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         ui.raw(&completions(shell, whole))?;
         return Ok(Code::Ok);
     }
+    if let Command::Schema { of } = command {
+        ui.document(&schema::schema(of)?)?;
+        return Ok(Code::Ok);
+    }
     let client = Client::open()?;
     match command {
+        Command::Export(args) => configuration::export(args, &client, ui).await,
+        Command::Apply(args) => configuration::apply(args, &client, ui).await,
+        Command::Diff(args) => diff::run(args, &client, ui).await,
         Command::Project(command) => project::run(command, &client, ui).await,
         Command::Stage(command) => stage::run(command, &client, ui).await,
         Command::Deploy(args) => deploy::run(args, &client, ui).await,
@@ -175,7 +196,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,
-        Command::Completions { .. } => Ok(Code::Ok),
+        Command::Completions { .. } | Command::Schema { .. } => Ok(Code::Ok),
     }
 }
 

@@ -1,12 +1,12 @@
 //! `sluice project ...`
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Subcommand};
-use domain::Slug;
+use domain::{
+    Slug,
+    difference::{Difference, differences},
+};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use super::{
     exit::{Code, Failure},
     ui::{self, Ui},
 };
-use crate::client::{self, Accepted, Client, Error, Parts, Project};
+use crate::client::{self, Accepted, Client, Parts, Project};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -39,7 +39,7 @@ pub(crate) struct Apply {
 
 pub(super) async fn run(command: Command, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     match command {
-        Command::Apply(Apply { file }) => apply(&declaration::read(&file)?, client, ui).await,
+        Command::Apply(Apply { file }) => apply(&declaration::read(&file, declaration::LIMIT)?, client, ui).await,
         Command::List => list(client, ui).await,
         Command::Show { project } => show(&project, client, ui).await,
         Command::Archive { project } => archive(&project, client, ui).await,
@@ -51,14 +51,8 @@ async fn apply(source: &declaration::Source, client: &Client, ui: &Ui) -> Result
     let path = format!("/projects/{}", document.project);
     let before: Option<Project> = client.find(&path, &[]).await?.map(client::read).transpose()?;
     let body = json!(document.declaration());
-    let answer = client.send(Method::PUT, &path, Parts::body(body)).await.map_err(|error| match error {
-        // The server saw what only it can know, such as a route that is taken: it has a line as well.
-        Error::Refused(mut problem) if !problem.errors.is_empty() => {
-            let located = source.locate(std::mem::take(&mut problem.errors));
-            Failure { errors: located.errors, ..Failure::from(problem) }
-        }
-        error => error.into(),
-    })?;
+    let sent = client.send(Method::PUT, &path, Parts::body(body)).await;
+    let answer = sent.map_err(|error| source.refused(error))?;
     let accepted: Accepted = client::read(answer.clone())?;
     if ui.json {
         ui.document(&answer)?;
@@ -93,53 +87,20 @@ fn changes(before: &Project, after: &Project) -> Vec<String> {
     if before.auto_promote != after.auto_promote {
         lines.push(format!("~ auto_promote: {} -> {}", before.auto_promote, after.auto_promote));
     }
-    lines.extend(differences("env", &json!(before.env), &json!(after.env)));
+    lines.extend(fields("env", &json!(before.env), &json!(after.env)));
     for (stage, settings) in &after.stages {
         let Some(earlier) = before.stages.get(stage) else {
             lines.push(format!("+ stage {stage}"));
             continue;
         };
-        lines.extend(differences(&format!("stages.{stage}"), earlier, settings));
+        lines.extend(fields(&format!("stages.{stage}"), earlier, settings));
     }
     lines
 }
 
-/// Field by field.
-fn differences(path: &str, before: &Value, after: &Value) -> Vec<String> {
-    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
-    flatten(path.to_owned(), before, &mut old);
-    flatten(path.to_owned(), after, &mut new);
-    let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    paths.into_iter().filter_map(|path| difference(path, old.get(path), new.get(path))).collect()
-}
-
-fn difference(path: &str, old: Option<&Value>, new: Option<&Value>) -> Option<String> {
-    match (old, new) {
-        (old, new) if old == new => None,
-        (None, Some(new)) => Some(format!("+ {path}: {}", plain(new))),
-        (Some(old), None) => Some(format!("- {path}: {}", plain(old))),
-        (Some(old), Some(new)) => Some(format!("~ {path}: {} -> {}", plain(old), plain(new))),
-        (None, None) => None,
-    }
-}
-
-fn flatten(path: String, value: &Value, into: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            for (name, value) in fields {
-                flatten(format!("{path}.{name}"), value, into);
-            }
-        }
-        // What is not set is not worth a line.
-        Value::Object(_) | Value::Null => {}
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            into.insert(path, value.clone());
-        }
-    }
-}
-
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+fn fields(path: &str, before: &Value, after: &Value) -> Vec<String> {
+    let under = |Difference { field, from, to }| Difference { field: format!("{path}.{field}"), from, to };
+    differences(before, after).into_iter().map(|difference| ui::change(&under(difference))).collect()
 }
 
 async fn list(client: &Client, ui: &Ui) -> Result<Code, Failure> {

@@ -1,4 +1,4 @@
-//! Reads a password: without echo from a terminal, or one line from a pipe.
+//! Reads a password: without echo from a terminal, or one line from a pipe. Asks whether to go on.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
@@ -54,8 +54,24 @@ pub(super) async fn secret(prompt: &str) -> Result<String, Failure> {
     Ok(text.to_owned())
 }
 
+/// Whether the person at the terminal wants to go on. Where nobody is there to ask, the command line has said it all.
+pub(super) async fn agreed(question: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Ok(true);
+    }
+    write!(io::stderr(), "{question} [y/N] ").and_then(|()| io::stderr().flush()).ok();
+    let line = tokio::task::spawn_blocking(read_line);
+    let line = tokio::select! {
+        line = line => line.map_err(|error| unreadable(error.into()))?.map_err(unreadable)?,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::new(Code::Interrupted, "interrupted", "nothing was changed"));
+        }
+    };
+    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
 fn unreadable(error: io::Error) -> Failure {
-    Failure::invalid(format!("the password cannot be read: {error}"))
+    Failure::invalid(format!("standard input cannot be read: {error}"))
 }
 
 fn read_line() -> io::Result<String> {

@@ -8,6 +8,7 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
+use domain::difference::Difference;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -168,6 +169,17 @@ fn coarse(span: TimeDelta) -> String {
         (0, 0, minutes) => format!("{minutes}m"),
         (0, hours, minutes) => format!("{hours}h {}m", minutes % 60),
         (days, hours, _) => format!("{days}d {}h", hours % 24),
+    }
+}
+
+/// A field with its old and new value.
+pub(crate) fn change(Difference { field, from, to }: &Difference) -> String {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match (from, to) {
+        (Some(old), Some(new)) => format!("~ {field}: {} -> {}", plain(old), plain(new)),
+        (None, Some(new)) => format!("+ {field}: {}", plain(new)),
+        (Some(old), None) => format!("- {field}: {}", plain(old)),
+        (None, None) => format!("~ {field}"),
     }
 }
 

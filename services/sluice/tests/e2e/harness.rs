@@ -52,6 +52,12 @@ impl Sluice {
         self.installation.kill().await.expect("killed");
     }
 
+    /// One of its processes dies as in a crash.
+    pub(crate) fn kill_part(&self, part: &str) {
+        let pid = self.installation.pid(part).expect("it runs");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    }
+
     /// A command line that must succeed; its standard output.
     pub(crate) async fn run(&self, args: &[&str]) -> String {
         self.installation.run(args).await.expect("it succeeds")
@@ -59,6 +65,13 @@ impl Sluice {
 
     pub(crate) async fn json(&self, args: &[&str]) -> Value {
         self.installation.json(args).await.expect("it succeeds")
+    }
+
+    /// The one JSON document of a command that must end with `code`.
+    pub(crate) async fn json_of(&self, args: &[&str], code: i32) -> Value {
+        let output = self.output(&[args, &["--json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// A command line that must fail: exit code and standard error.

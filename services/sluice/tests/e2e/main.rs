@@ -1,6 +1,7 @@
 //! End to end: few, and each through the whole of it.
 
 mod bad_input;
+mod configuration;
 mod deploy;
 mod harness;
 mod policies;

@@ -38,7 +38,7 @@ pub(super) struct Follower {
     pub(super) repository: Repository,
     /// As the stage names it.
     pub(super) image: String,
-    pub(super) policy: TagPolicy,
+    pub(super) policy: Box<TagPolicy>,
     pub(super) rules: Rules,
 }
 

@@ -111,12 +111,12 @@ impl Lab {
     pub(crate) async fn declare(&self, repository: &str, stages: &[(&str, TagPolicy)]) {
         let settings = |policy: &TagPolicy| StageSettings {
             image: Some(self.registry.image(repository)),
-            policy: Some(policy.clone()),
+            policy: Some(Box::new(policy.clone())),
             ..StageSettings::default()
         };
         let stages = stages.iter().map(|(stage, policy)| (slug(stage), settings(policy))).collect();
         let declaration = Declaration { stages, ..Declaration::default() };
-        let command = project::Command::Apply { slug: slug("shop"), declaration };
+        let command = project::Command::Apply { slug: slug("shop"), declaration, prune: false };
         let key = Key::<Project>::project(&slug("shop"));
         self.log.execute(&key, command, &runtime::clock::context("test")).await.expect("declared");
     }

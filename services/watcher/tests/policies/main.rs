@@ -192,12 +192,12 @@ async fn a_registry_that_asks_for_peace_gets_it_and_one_that_hangs_holds_up_no_o
         lab.log.execute(&key, command, &runtime::clock::context("test")).await.expect("declared");
         let settings = domain::settings::StageSettings {
             image: Some(registry.image("web")),
-            policy: Some(follow("main")),
+            policy: Some(Box::new(follow("main"))),
             ..Default::default()
         };
         let stages = [(slug("dev"), settings)].into();
         let declaration = domain::project::Declaration { stages, ..Default::default() };
-        let command = domain::project::Command::Apply { slug: slug(project), declaration };
+        let command = domain::project::Command::Apply { slug: slug(project), declaration, prune: false };
         let key = domain::Key::<domain::project::Project>::project(&slug(project));
         lab.log.execute(&key, command, &runtime::clock::context("test")).await.expect("declared");
     }

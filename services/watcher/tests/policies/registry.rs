@@ -244,7 +244,7 @@ fn tags(shelf: &Shelf, repository: &str, query: &BTreeMap<String, String>) -> Re
     let more = page.last().filter(|end| tags.keys().next_back() != Some(**end));
     let next = match shelf.fault {
         Some(Fault::Circle) => {
-            Some(format!("</v2/{repository}/tags/list?n={size}&last={}>; rel=\"next\"", uuid::Uuid::now_v7()))
+            Some(format!("</v2/{repository}/tags/list?n={size}&last={}>; rel=\"next\"", runtime::clock::new_id()))
         }
         Some(Fault::Elsewhere) => Some("<http://127.0.0.1:1/v2/x/tags/list>; rel=\"next\"".to_owned()),
         _ => more.map(|end| format!("</v2/{repository}/tags/list?n={size}&last={end}>; rel=\"next\"")),

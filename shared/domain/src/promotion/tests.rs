@@ -51,7 +51,7 @@ impl Shop {
     }
 
     fn apply(&mut self, declaration: Declaration) {
-        let command = project::Command::Apply { slug: slug("shop"), declaration };
+        let command = project::Command::Apply { slug: slug("shop"), declaration, prune: false };
         let events = self.project().0.decide(command).expect("declared");
         self.append(&Key::project(&slug("shop")), &events);
     }

@@ -87,7 +87,7 @@ mod tests {
             },
             settings: StageSettings {
                 image: Some("registry.test/shop".into()),
-                policy: Some(policy),
+                policy: Some(Box::new(policy)),
                 ..StageSettings::default()
             },
         }

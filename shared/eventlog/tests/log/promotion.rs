@@ -21,8 +21,11 @@ fn stage(name: &str) -> Key<Stage> {
 async fn declare(log: &EventLog, keep: u16) {
     let prod = StageSettings { promote_from: Some(slug("dev")), keep, ..StageSettings::default() };
     let stages = [(slug("dev"), StageSettings::default()), (slug("prod"), prod)].into();
-    let command =
-        project::Command::Apply { slug: slug("shop"), declaration: Declaration { stages, ..Declaration::default() } };
+    let command = project::Command::Apply {
+        slug: slug("shop"),
+        declaration: Declaration { stages, ..Declaration::default() },
+        prune: false,
+    };
     log.execute(&Key::<Project>::project(&slug("shop")), command, &context()).await.expect("declared");
 }
 
