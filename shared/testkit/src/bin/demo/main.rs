@@ -45,9 +45,11 @@ async fn run() -> Result<()> {
     let say = |what: &str| println!("{:5.1} s  {what}", began.elapsed().as_secs_f64());
 
     let docker = Docker::connect_or_start().await?;
-    let registry = Registry::start().await?;
-    push_versions(&docker, &registry).await?;
-    say(&format!("pushed versions 1 to 4 of the sample application to {}/shop", registry.address()));
+    let mut registry = Registry::start().await?;
+    for version in ["1", "2", "3"] {
+        push(&docker, &registry, version).await?;
+    }
+    say(&format!("pushed versions 1 to 3 of the sample application to {}/shop", registry.address()));
 
     let sluice = Sluice::up(Path::new(&program), &docker).await?;
     say(&format!("`sluice up` runs: API {}, traffic {}", sluice.api(), sluice.edge()));
@@ -72,7 +74,16 @@ async fn run() -> Result<()> {
     for load in loads {
         demo.load.add(load.stop().await);
     }
-    demo.release = Some(release::act(&sluice, &say).await?);
+    demo.release = Some(release::act(&sluice, &docker, &mut registry, &say).await?);
+    let exported = sluice.export().await?;
+    let fresh = Sluice::up(Path::new(&program), &docker).await?;
+    fresh.apply_all(&exported).await?;
+    ensure!(fresh.export().await? == exported, "what was applied to a fresh installation is exported differently");
+    fresh.stop().await?;
+    say(&format!(
+        "exported the configuration ({} bytes), applied it to a fresh installation: the same export",
+        exported.len()
+    ));
     sluice.stop().await?;
     demo.elapsed = began.elapsed();
     say("stopped");
@@ -82,21 +93,16 @@ async fn run() -> Result<()> {
     demo.judge()
 }
 
-async fn push_versions(docker: &Docker, registry: &Registry) -> Result<()> {
-    for version in ["1", "2", "3", "4"] {
-        let image = SampleImage::new(version);
-        let image = if version == "3" { image.broken() } else { image };
-        let local = format!("sluice-demo:{version}");
-        image.load(docker, &local).await?;
-        let pushed = registry.push(docker, &local, &format!("shop:{version}")).await?;
-        // Only the registry has it from here on: deploying must pull.
-        for name in [&local, &pushed] {
-            docker
-                .client()
-                .remove_image(name, None::<RemoveImageOptions>, None)
-                .await
-                .with_context(|| format!("removing {name}"))?;
-        }
+async fn push(docker: &Docker, registry: &Registry, version: &str) -> Result<()> {
+    let image = SampleImage::new(version);
+    let image = if version == "3" { image.broken() } else { image };
+    let local = format!("sluice-demo:{version}");
+    image.load(docker, &local).await?;
+    let pushed = registry.push(docker, &local, &format!("shop:{version}")).await?;
+    // Only the registry has it from here on: deploying must pull.
+    for name in [&local, &pushed] {
+        let removed = docker.client().remove_image(name, None::<RemoveImageOptions>, None).await;
+        removed.with_context(|| format!("removing {name}"))?;
     }
     Ok(())
 }

@@ -1,13 +1,13 @@
-//! The second act: from stage to stage, through gates, with a proof, and back.
+//! The second act: a push that a policy takes, then from stage to stage, through gates, with a proof, and back.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use testkit::Load;
-use tokio::time::{sleep, timeout};
+use testkit::{Docker, Load, Registry};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{settle, sluice::Sluice};
+use crate::{push, settle, sluice::Sluice};
 
 pub(crate) const HOST: &str = "prod.localhost";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,13 +23,25 @@ pub(crate) struct Release {
 }
 
 /// `dev` runs version 2; `staging` and `prod` run nothing yet.
-pub(crate) async fn act(sluice: &Sluice, say: &impl Fn(&str)) -> Result<Release> {
+pub(crate) async fn act(
+    sluice: &Sluice,
+    docker: &Docker,
+    registry: &mut Registry,
+    say: &impl Fn(&str),
+) -> Result<Release> {
+    sluice.follow_pushes(registry).await?;
+    say("dev takes the newest number by itself now, and the registry tells of pushes by a webhook");
     let bob = sluice.token("bob").await?;
     let (mut refused, mut verified) = (None, vec![]);
     for version in ["2", "4"] {
         if version == "4" {
-            let outcome = sluice.deploy(version).await?.outcome;
+            push(docker, registry, version).await?;
+            let pushed = Instant::now();
+            let deployment = sluice.taken(version).await?;
+            let seen = pushed.elapsed().as_millis();
+            let outcome = sluice.follow(&["deployment", &deployment]).await?;
             ensure!(outcome == "succeeded", "version 4 {outcome} on dev");
+            say(&format!("pushed version 4: its deployment to dev was seen {seen} ms later, and {outcome}"));
             let asked = sluice.ask(&["promote", "shop", "staging"]).await?;
             let (gate, reason) = (word(&asked, "gate")?, word(&asked, "reason")?);
             say(&format!("staging refused version 4: the gate `{gate}`: {reason}"));
@@ -66,6 +78,37 @@ impl Release {
 }
 
 impl Sluice {
+    /// Gives `dev` a policy, and the registry a webhook to tell of what is pushed.
+    async fn follow_pushes(&self, registry: &mut Registry) -> Result<()> {
+        let host = registry.address().to_owned();
+        let made = self.ask(&["hook", "set", "images", "--source", "distribution", "--registry", &host]).await?;
+        let url = format!("http://{}/hooks/distribution/images", self.api());
+        registry.notify(&url, &format!("Bearer {}", word(&made, "secret")?)).await?;
+        // Only what is told of is taken: nobody asks.
+        self.run(&["registry", "set", &host, "--poll", "0s"]).await?;
+        let exported = self.export().await?;
+        let dev = exported.find("      dev:\n").context("the export holds the stage dev")? + "      dev:\n".len();
+        let (before, after) = exported.split_at(dev);
+        let policy = "        policy: {pattern: '[0-9]+', order: numeric}\n";
+        self.apply_all(&format!("{before}{policy}{after}")).await
+    }
+
+    /// The deployment of `version` to dev, as soon as there is one.
+    async fn taken(&self, version: &str) -> Result<String> {
+        let taken = async {
+            loop {
+                let newest = self.ask(&["deployments", "shop", "dev"]).await?[0].clone();
+                let wanted =
+                    newest["image"]["requested"].as_str().is_some_and(|image| image.ends_with(&format!(":{version}")));
+                if wanted && newest["origin"]["kind"] == "policy" {
+                    return word(&newest, "id");
+                }
+                sleep(LOOK).await;
+            }
+        };
+        timeout(PATIENCE, taken).await.with_context(|| format!("waiting for the deployment of version {version}"))?
+    }
+
     async fn token(&self, name: &str) -> Result<String> {
         let created = self.ask(&["token", "create", name, "--role", "operator"]).await?;
         word(&created, "token")

@@ -79,6 +79,22 @@ impl Sluice {
             .with_context(|| format!("`sluice {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)))
     }
 
+    /// A command line that must succeed.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.installation.run(arguments).await
+    }
+
+    /// The whole configuration, as a file.
+    pub(crate) async fn export(&self) -> Result<String> {
+        self.run(&["export"]).await
+    }
+
+    /// Makes everything as an export says.
+    pub(crate) async fn apply_all(&self, configuration: &str) -> Result<()> {
+        let file = self.installation.write("all.yaml", configuration)?;
+        self.run(&["apply", "-f", &file.display().to_string(), "--yes"]).await.map(drop)
+    }
+
     /// A command line of somebody else, which must succeed.
     pub(crate) async fn run_as(&self, token: &str, arguments: &[&str]) -> Result<()> {
         let output = self.installation.output_as(token, arguments).await?;
