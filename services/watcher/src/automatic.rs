@@ -57,7 +57,7 @@ impl Picture {
                     self.open.extend(takers(&source.project, project, Some(&source.stage)));
                 }
             }
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) => {}
+            Event::Route(_) | Event::Registry(_) | Event::Proxy(_) | Event::Token(_) => {}
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
-use crate::{Aggregate, Key, project, registry, route, stage, token};
+use crate::{Aggregate, Key, project, proxy, registry, route, stage, token};
 
 /// Every event of every aggregate. Read models match on it exhaustively.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,7 @@ pub enum Event {
     Stage(stage::Event),
     Route(route::Event),
     Registry(registry::Event),
+    Proxy(proxy::Event),
     Token(token::Event),
 }
 
@@ -43,6 +44,12 @@ impl From<route::Event> for Event {
 impl From<registry::Event> for Event {
     fn from(event: registry::Event) -> Self {
         Self::Registry(event)
+    }
+}
+
+impl From<proxy::Event> for Event {
+    fn from(event: proxy::Event) -> Self {
+        Self::Proxy(event)
     }
 }
 
@@ -181,6 +188,7 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
         stage::Stage::NAME => record::<stage::Stage>(sequence, subject, body, rest.take(2)),
         route::Host::NAME => record::<route::Host>(sequence, subject, body, rest.take(1)),
         registry::Registry::NAME => record::<registry::Registry>(sequence, subject, body, rest.take(1)),
+        proxy::Proxy::NAME => record::<proxy::Proxy>(sequence, subject, body, rest.take(1)),
         token::Token::NAME => record::<token::Token>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
     }
@@ -254,14 +262,14 @@ impl Recorded {
     pub fn project(&self) -> Option<&str> {
         match &self.event {
             Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) => None,
+            Event::Route(_) | Event::Registry(_) | Event::Proxy(_) | Event::Token(_) => None,
         }
     }
 
     pub fn stage(&self) -> Option<&str> {
         match &self.event {
             Event::Stage(_) => self.key.get(1).map(String::as_str),
-            Event::Project(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) => None,
+            Event::Project(_) | Event::Route(_) | Event::Registry(_) | Event::Proxy(_) | Event::Token(_) => None,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod image;
 pub mod node;
 pub mod project;
 pub mod promotion;
+pub mod proxy;
 pub mod registry;
 pub mod route;
 pub mod settings;

@@ -149,6 +149,11 @@ pub struct RouteSettings {
     /// Path prefix by whole segments; the longest one that fits wins.
     #[serde(default = "root")]
     pub path: String,
+    /// Proxy of your own, as `sluice proxy list` has it, through which the requests come. Without one they come to the
+    /// edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "front")]
+    pub proxy: Option<Slug>,
 }
 
 fn is_default(gates: &Gates) -> bool {
@@ -331,7 +336,7 @@ fn plain_path(path: &str) -> bool {
         && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\\"'<>`{}|^".contains(&b))
 }
 
-fn plain_host(host: &str) -> bool {
+pub(crate) fn plain_host(host: &str) -> bool {
     (1..=253).contains(&host.len())
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -368,7 +373,7 @@ mod tests {
             replicas: 0,
             keep: 51,
             drain: Span::secs(7200),
-            route: Some(RouteSettings { host: "Shop.example".into(), path: "x".into() }),
+            route: Some(RouteSettings { host: "Shop.example".into(), path: "x".into(), proxy: None }),
             ..StageSettings::default()
         };
         bad.env.insert("1X".into(), "".into());

@@ -67,7 +67,7 @@ fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
                 Some((host.to_ascii_lowercase(), event))
             }
         },
-        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Token(_) => None,
+        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Proxy(_) | Event::Token(_) => None,
     }
 }
 

@@ -146,6 +146,7 @@ fn route(place: &Place, host: &RouteSettings, target: Target, fence: u64) -> Rou
         path: host.path.clone(),
         target,
         fence,
+        front: None,
     }
 }
 
