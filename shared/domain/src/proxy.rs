@@ -80,6 +80,31 @@ pub enum Guarantee {
     Reloading,
 }
 
+/// One route at a proxy: what it should lead to, and whether it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drift {
+    pub host: String,
+    pub path: String,
+    /// `host:port` of what it should lead to.
+    pub upstreams: Vec<String>,
+    /// As it was found.
+    pub state: State,
+    /// What the proxy holds instead, in its own terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    /// It was set right.
+    pub repaired: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    AsDeclared,
+    Missing,
+    /// By somebody else's hand.
+    Changed,
+}
+
 impl Settings {
     /// What a switch costs the clients of this proxy.
     pub fn guarantee(&self) -> Guarantee {
