@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use domain::{Role, image, node::ResolveError, project, registry, route, settings::FieldError, stage, token};
+use domain::{Role, image, node::ResolveError, project, proxy, registry, route, settings::FieldError, stage, token};
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
 use readmodel::promotions::Status;
@@ -41,12 +41,16 @@ pub(crate) enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Rejection),
     #[error(transparent)]
+    Proxy(#[from] proxy::Rejection),
+    #[error("the proxy {proxy} is in use: {by}")]
+    ProxyInUse { proxy: domain::Slug, by: String },
+    #[error(transparent)]
     Token(#[from] token::Rejection),
     #[error(transparent)]
     Image(#[from] image::WithinError),
     #[error(transparent)]
     Resolve(ResolveError),
-    #[error("no deployer answers for node {node}, so the image cannot be looked up")]
+    #[error("no deployer answers for node {node}, so nothing can be looked up there")]
     NoDeployer { node: String },
     #[error("this Idempotency-Key was used before for a different request")]
     KeyReused,
@@ -148,7 +152,9 @@ impl Error {
     fn answer(&self) -> Answer {
         let (status, code, hint) = self.kind();
         let errors = match self {
-            Self::Invalid(errors) | Self::Project(project::Rejection::Invalid(errors)) => errors.clone(),
+            Self::Invalid(errors)
+            | Self::Project(project::Rejection::Invalid(errors))
+            | Self::Proxy(proxy::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { stage, host, rejection } => {
                 vec![FieldError { field: format!("stages.{stage}.route"), problem: format!("{host}: {rejection}") }]
             }
@@ -165,7 +171,7 @@ impl Error {
             Self::Registry(registry::Rejection::BadHost(_)) => {
                 vec![FieldError { field: "host".into(), problem: self.to_string() }]
             }
-            Self::Registry(registry::Rejection::BadUsername) => {
+            Self::Registry(registry::Rejection::BadUsername) | Self::Proxy(proxy::Rejection::BadUsername) => {
                 vec![FieldError { field: "username".into(), problem: self.to_string() }]
             }
             _ => vec![],
@@ -246,6 +252,15 @@ impl Error {
                 }
                 registry::Rejection::NoCredentials => (S::NOT_FOUND, "no_credentials", ""),
             },
+            Self::Proxy(rejection) => match rejection {
+                proxy::Rejection::Invalid(_) | proxy::Rejection::BadUsername => {
+                    (S::UNPROCESSABLE_ENTITY, "invalid", "")
+                }
+                proxy::Rejection::Unknown => (S::NOT_FOUND, "proxy_not_found", ""),
+            },
+            Self::ProxyInUse { .. } => {
+                (S::CONFLICT, "proxy_in_use", "take it out of the stage's route and deploy, then remove it")
+            }
             Self::Token(rejection) => match rejection {
                 token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
@@ -256,8 +271,10 @@ impl Error {
             },
             Self::Resolve(error) => {
                 let status = match error.code.as_str() {
-                    "registry_unreachable" | "registry_error" => S::BAD_GATEWAY,
-                    "registry_rate_limited" | "engine_unavailable" | "event_log" => S::SERVICE_UNAVAILABLE,
+                    "registry_unreachable" | "registry_error" | "proxy_unreachable" | "proxy_refused" => S::BAD_GATEWAY,
+                    "registry_rate_limited" | "engine_unavailable" | "event_log" | "proxy_busy" => {
+                        S::SERVICE_UNAVAILABLE
+                    }
                     _ => S::UNPROCESSABLE_ENTITY,
                 };
                 (status, error.code.as_str(), error.hint.as_str())

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::Image;
+use crate::{Slug, image::Image, proxy::Drift};
 
 /// Subject of a [`Resolve`] request; the reply is a [`Resolved`].
 pub fn resolve_subject(node: &str) -> String {
@@ -14,6 +14,20 @@ pub fn health_subject(node: &str) -> String {
     format!("sluice.node.{node}.health")
 }
 
+/// Subject of a [`ProxyQuestion`]; the reply is a [`ProxyCompared`].
+pub fn proxy_subject(node: &str) -> String {
+    format!("sluice.node.{node}.proxy")
+}
+
+/// What a proxy holds beside what it should; with `repair` the difference is set right.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProxyQuestion {
+    pub proxy: Slug,
+    pub repair: bool,
+}
+
+pub type ProxyCompared = Result<Vec<Drift>, ResolveError>;
+
 /// Which bytes a reference means at this moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Resolve {
@@ -22,7 +36,7 @@ pub struct Resolve {
 
 pub type Resolved = Result<Image, ResolveError>;
 
-/// Why a reference could not be resolved, in words for the person who gave it.
+/// Why a question could not be answered, in words for the person who asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ResolveError {

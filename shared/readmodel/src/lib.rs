@@ -11,6 +11,7 @@ pub mod events;
 pub mod instances;
 pub mod projects;
 pub mod promotions;
+pub mod proxies;
 pub mod registries;
 pub mod stages;
 pub mod tokens;
@@ -50,13 +51,14 @@ pub struct Model {
 type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
-pub static MODELS: [Model; 8] = [
+pub static MODELS: [Model; 9] = [
     projects::MODEL,
     stages::MODEL,
     deployments::MODEL,
     promotions::MODEL,
     instances::MODEL,
     registries::MODEL,
+    proxies::MODEL,
     tokens::MODEL,
     events::MODEL,
 ];

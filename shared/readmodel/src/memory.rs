@@ -13,6 +13,7 @@ use crate::{
     instances::{self, Instance, State},
     projects::{self, Project},
     promotions::{self, Promotion},
+    proxies::{self, Proxy},
     registries::{self, Registry},
     stages::{self, Stage},
     tokens::{self, Token},
@@ -25,6 +26,7 @@ pub struct ReadModels {
     deployments: BTreeMap<Uuid, Deployment>,
     promotions: BTreeMap<Uuid, Promotion>,
     registries: BTreeMap<String, Registry>,
+    proxies: BTreeMap<String, Proxy>,
     tokens: BTreeMap<Uuid, Token>,
     instances: BTreeMap<(String, String), instances::Rows>,
     /// Instances that only an event about their own deployment can change.
@@ -40,6 +42,7 @@ impl ReadModels {
         deployments::fold(&mut self.deployments, events);
         promotions::fold(&mut self.promotions, events);
         registries::fold(&mut self.registries, events);
+        proxies::fold(&mut self.proxies, events);
         tokens::fold(&mut self.tokens, events);
         let instances = self.instances(events, first);
         Ok(vec![
@@ -49,6 +52,7 @@ impl ReadModels {
             ("promotions", changed(&self.promotions, events, promotions::key, |row| row.sequence >= first)?),
             ("instances", rows(instances.iter())?),
             ("registries", changed(&self.registries, events, registries::key, |row| row.sequence >= first)?),
+            ("proxies", changed(&self.proxies, events, proxies::key, |row| row.sequence >= first)?),
             ("tokens", changed(&self.tokens, events, tokens::key, |row| row.sequence >= first)?),
             ("events", events.iter().map(event).collect::<Result<_, _>>()?),
         ])
@@ -150,6 +154,7 @@ mod tests {
             "deployments" | "promotions" | "tokens" => &["id"],
             "instances" => &["deployment", "name"],
             "registries" => &["host"],
+            "proxies" => &["name"],
             "events" => &["sequence"],
             other => panic!("{other} is new: say here what its key is"),
         };

@@ -8,6 +8,7 @@ mod logs;
 mod openapi;
 mod projects;
 mod promotions;
+mod proxies;
 mod registries;
 mod secrets;
 mod stages;
@@ -76,6 +77,12 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Viewer), routes!(registries::list))
         .add(Needs(Admin), routes!(registries::set))
         .add(Needs(Admin), routes!(registries::remove))
+        .add(Needs(Viewer), routes!(proxies::list))
+        .add(Needs(Admin), routes!(proxies::set))
+        .add(Needs(Admin), routes!(proxies::sign_in))
+        .add(Needs(Admin), routes!(proxies::remove))
+        .add(Needs(Operator), routes!(proxies::drift))
+        .add(Needs(Admin), routes!(proxies::repair))
         .add(Needs(Admin), routes!(secrets::set))
         .add(Needs(Admin), routes!(secrets::remove))
         .add(Needs(Admin), routes!(tokens::list))

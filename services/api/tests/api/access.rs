@@ -17,6 +17,7 @@ fn operations() -> Vec<(Method, String, bool)> {
                 .replace("{project}", "shop")
                 .replace("{stage}", "dev")
                 .replace("{host}", "registry.test")
+                .replace("{proxy}", "front")
                 .replace("{name}", "db")
                 .replace("{id}", "018f0000-0000-7000-8000-000000000000");
             assert!(!path.contains('{'), "a variable without a value: {path}");

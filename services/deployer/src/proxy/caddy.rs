@@ -2,7 +2,8 @@
 //!
 //! Every change loads the whole configuration anew. Requests under way finish, but a kept-alive connection that is idle
 //! may be closed just as its client uses it again, and websockets are closed (from 2.7 on unless `stream_close_delay` is
-//! set). Caddy takes any upstream without a word, and forgets requests in flight on one that it no longer has: its
+//! set). With `flush_interval: -1` 2.6 would also break off requests under way, so it is left out; event streams are
+//! flushed without it. Caddy takes any upstream without a word, and forgets requests in flight on one that it no longer has: its
 //! count (`/reverse_proxy/upstreams`) says nothing of what drains.
 
 use domain::traffic::DEPLOYMENT_HEADER;
@@ -86,7 +87,7 @@ fn route(entry: &Entry) -> Value {
     }
     let dial = |upstream: &String| json!({ "dial": upstream });
     let upstreams: Vec<_> = entry.upstreams.iter().map(dial).collect();
-    let mut handlers = vec![json!({ "handler": "reverse_proxy", "flush_interval": -1, "upstreams": upstreams })];
+    let mut handlers = vec![json!({ "handler": "reverse_proxy", "upstreams": upstreams })];
     if let Some(marker) = entry.marker {
         let set = json!({ DEPLOYMENT_HEADER: [marker.to_string()] });
         handlers.insert(0, json!({ "handler": "headers", "response": { "set": set } }));

@@ -35,7 +35,7 @@ impl Proxies {
             let entry = Entry::direct(route, set);
             let mut all: Vec<_> = before.iter().filter(|other| other.id != entry.id).cloned().collect();
             all.push(entry.clone());
-            may("changing the proxy").await?;
+            may.ask("changing the proxy").await?;
             change(&*driver, &entry, &before, async {
                 driver.put(&entry, &all).await?;
                 probe::direct(self, address, route, set).await
@@ -62,11 +62,15 @@ impl Proxies {
         let left = async {
             let entry = Entry::direct(route, set);
             let all: Vec<_> = self.entries(name).await?.into_iter().filter(|other| other.id != entry.id).collect();
-            may("changing the proxy").await?;
+            may.ask("changing the proxy").await?;
             match driver.standing(&entry).await? {
                 // Whoever pointed it elsewhere meant it.
                 Some(standing) if !driver.fits(&entry, &standing) => Ok(()),
                 Some(_) | None => driver.restore(&entry, None, &all).await,
+            }?;
+            match &settings.address {
+                Some(address) => probe::gone(self, address, route, set).await,
+                None => Ok(()),
             }
         };
         let left = left.await;
@@ -97,7 +101,7 @@ impl Proxies {
             if !all.contains(&entry) {
                 all.push(entry.clone());
             }
-            may("changing the proxy").await?;
+            may.ask("changing the proxy").await?;
             change(&*driver, &entry, &before, driver.put(&entry, &all)).await
         };
         let pointed = pointed.await;

@@ -29,6 +29,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::{
+    docker::Engine,
     edges::{self, Edges},
     failure::{Problem, StepError},
 };
@@ -43,7 +44,26 @@ const QUICKEST: Duration = Duration::from_millis(10);
 const SLOWEST: Duration = Duration::from_millis(250);
 
 /// Asked before each change, for whoever makes it may have slept while another took over.
-pub type Permit<'a> = dyn Fn(&'static str) -> BoxFuture<'a, Result<(), StepError>> + Send + Sync + 'a;
+pub struct Permit<'a>(Option<&'a Engine>);
+
+impl<'a> Permit<'a> {
+    /// For one that nobody else takes over from.
+    pub fn always() -> Self {
+        Self(None)
+    }
+
+    /// By the engine's guard.
+    pub(crate) fn of(engine: &'a Engine) -> Self {
+        Self(Some(engine))
+    }
+
+    async fn ask(&self, operation: &str) -> Result<(), StepError> {
+        match self.0 {
+            Some(engine) => Ok(engine.allowed(operation).await?),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Everything that leads requests to containers.
 pub struct Proxies {
@@ -220,7 +240,8 @@ impl Proxies {
             probe::through_edge(self, address, route, deployment).await
         };
         let switched = switched.await;
-        if let (Err(StepError::Failed(_)), Some(Route { target: Target::Live(_), .. })) = (&switched, before) {
+        let failed = matches!(switched, Err(StepError::Failed(_) | StepError::Transient(_)));
+        if let (true, Some(Route { target: Target::Live(_), .. })) = (failed, before) {
             // The undoing of the rollout confirms it; until then, rather the old than none.
             let back = before.map(|before| Route { fence: route.fence, ..before.clone() });
             if let Some(back) = back.filter(|back| back.direct().is_none())

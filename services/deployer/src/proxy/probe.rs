@@ -16,6 +16,9 @@ use crate::failure::{Problem, StepError, chain};
 const CONFIRM: Duration = Duration::from_secs(15);
 /// How long a proxy may fail to reach containers that answer the deployer.
 const BROKEN: Duration = Duration::from_secs(2);
+/// Good answers in a row that count: a worker of before the reload may take a few more requests.
+const IN_A_ROW: u32 = 5;
+const BETWEEN: Duration = Duration::from_millis(20);
 
 /// Where a probe asks: what is known to be well, if the route leads there.
 pub(super) fn path<'a>(route: &'a Route, set: &'a UpstreamSet) -> &'a str {
@@ -57,6 +60,7 @@ pub(super) async fn direct(
     let wanted = set.deployment.to_string();
     let mut wait = Wait::new();
     let mut broken: Option<Instant> = None;
+    let mut good = 0;
     loop {
         let open = match ask(proxies, address, path(route, set), route, None).await {
             Err(open) => open,
@@ -70,11 +74,40 @@ pub(super) async fn direct(
                     }
                     Open { said: problem, away: false }
                 }
-                (true, _) => return Ok(()),
+                (true, _) => {
+                    good += 1;
+                    if good == IN_A_ROW {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(BETWEEN).await;
+                    continue;
+                }
                 (false, _) => seen(address, &answer),
             },
         };
+        good = 0;
         wait.on(address, open).await?;
+    }
+}
+
+/// Ends well when the proxy at `address` no longer leads to what it was last given.
+pub(super) async fn gone(proxies: &Proxies, address: &str, route: &Route, set: &UpstreamSet) -> Result<(), StepError> {
+    let left = set.deployment.to_string();
+    let mut wait = Wait::new();
+    let mut good = 0;
+    loop {
+        match ask(proxies, address, path(route, set), route, None).await {
+            Ok(answer) if marker(&answer) == Some(&left) => {
+                good = 0;
+                wait.on(address, seen(address, &answer)).await?;
+            }
+            Ok(_) if good + 1 < IN_A_ROW => {
+                good += 1;
+                tokio::time::sleep(BETWEEN).await;
+            }
+            // Down, it leads nowhere.
+            Ok(_) | Err(_) => return Ok(()),
+        }
     }
 }
 

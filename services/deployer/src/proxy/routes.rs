@@ -31,7 +31,7 @@ pub(super) async fn write(log: &EventLog, may: &Permit<'_>, route: &Route) -> Re
     let value = serde_json::to_vec(route).unwrap_or_default();
     loop {
         let standing = bucket.get(&key).await?;
-        may("writing the route").await?;
+        may.ask("writing the route").await?;
         let written = match standing {
             Some(entry) if entry.value == value => return Ok(entry.revision),
             Some(entry) if fence(&entry.value) > route.fence => return Err(StepError::Fenced),
@@ -54,7 +54,7 @@ pub(super) async fn remove(log: &EventLog, may: &Permit<'_>, key: &str, upto: u6
         if fence(&entry.value) > upto {
             return Err(StepError::Fenced);
         }
-        may("withdrawing the route").await?;
+        may.ask("withdrawing the route").await?;
         match bucket.delete(key, Some(entry.revision)).await {
             Ok(()) | Err(eventlog::Error::WrongRevision { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -16,6 +16,8 @@ use crate::failure::{Problem, StepError};
 
 /// Several times Traefik's throttle.
 const TAKEN_UP: Duration = Duration::from_secs(12);
+/// One that has just started takes the routes and drops them: they are told again.
+const AGAIN: Duration = Duration::from_secs(3);
 
 pub(super) struct Traefik {
     api: Api,
@@ -42,19 +44,21 @@ impl Traefik {
         let answer = self.api.send(request).await?;
         match answer.status {
             status if status.is_success() => Ok(()),
-            StatusCode::NOT_FOUND => Err(Problem::new(
-                "no_rest_provider",
+            // Or not yet: it has just started.
+            StatusCode::NOT_FOUND => Err(StepError::Transient(Problem::new(
+                "proxy_has_no_provider",
                 format!("the Traefik {} has no REST provider", self.api.proxy),
                 "start it with `--providers.rest.insecure=true` and `--api.insecure=true`, on a private entry point",
-            )
-            .into()),
+            ))),
             _ => Err(self.api.refused("loading the routes", &answer)),
         }
     }
 
-    /// Waits until Traefik's own API shows `entry` as `wanted`, or that it is gone.
-    async fn taken_up(&self, entry: &Entry, wanted: Option<&Value>) -> Result<(), StepError> {
+    /// Loads `all`, and waits until Traefik's own API shows `entry` as `wanted`, or that it is gone.
+    async fn have(&self, all: &[Entry], entry: &Entry, wanted: Option<&Value>) -> Result<(), StepError> {
+        self.load(all).await?;
         let began = Instant::now();
+        let mut told = began;
         let mut pause = QUICKEST;
         loop {
             let standing = self.standing(entry).await?;
@@ -74,6 +78,10 @@ impl Traefik {
                     "look at Traefik's log, and whether another provider defines the same names",
                 )
                 .into());
+            }
+            if told.elapsed() >= AGAIN {
+                self.load(all).await?;
+                told = Instant::now();
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(SLOWEST);
@@ -111,6 +119,10 @@ fn configuration(all: &[Entry]) -> Value {
         routers.insert(entry.id.clone(), router);
         services.insert(entry.id.clone(), json!({ "loadBalancer": { "servers": servers(entry) } }));
     }
+    if all.is_empty() {
+        // A configuration of nothing at all would be passed over.
+        middlewares.insert("sluice-has-no-routes".into(), json!({ "headers": { "frameDeny": false } }));
+    }
     // An empty map of these is refused.
     let parts = [("routers", routers), ("services", services), ("middlewares", middlewares)];
     let http: Map<_, _> =
@@ -143,10 +155,7 @@ impl Driver for Traefik {
     }
 
     fn put<'a>(&'a self, entry: &'a Entry, all: &'a [Entry]) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async move {
-            self.load(all).await?;
-            self.taken_up(entry, Some(&shown(entry))).await
-        })
+        Box::pin(async move { self.have(all, entry, Some(&shown(entry))).await })
     }
 
     fn restore<'a>(
@@ -156,9 +165,8 @@ impl Driver for Traefik {
         all: &'a [Entry],
     ) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
-            self.load(all).await?;
             let before = all.iter().find(|known| known.id == entry.id).map(shown);
-            self.taken_up(entry, before.as_ref()).await
+            self.have(all, entry, before.as_ref()).await
         })
     }
 }

@@ -8,14 +8,14 @@ use domain::{
     stage::{Kind, Release, Spec},
     traffic::{Front, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
-use futures::{FutureExt, future::BoxFuture};
 
 use super::Job;
 use crate::{
     Node, Place,
-    docker::{Container, Engine},
+    docker::Container,
     failure::{Problem, StepError},
     health,
+    proxy::Permit,
 };
 
 /// After the drain limit the edge itself cuts what is left; this is for hearing of it.
@@ -47,7 +47,7 @@ pub(super) async fn hold(job: &Job) -> Result<(), StepError> {
             "use the strategy blue-green, or the proxy in mode via_edge",
         )
         .into()),
-        None => job.node.proxies.hold(&route, &permit(&job.engine)).await,
+        None => job.node.proxies.hold(&route, &Permit::of(&job.engine)).await,
     }
 }
 
@@ -140,12 +140,7 @@ async fn point(
 ) -> Result<(), StepError> {
     let front = job.node.proxies.front(host).await?;
     let route = route(&job.place, host, front, live(deployment, spec, upstreams), job.fence);
-    job.node.proxies.switch(&route, &permit(&job.engine)).await
-}
-
-/// Asks the engine's guard.
-fn permit<'a>(engine: &'a Engine) -> impl Fn(&'static str) -> BoxFuture<'a, Result<(), StepError>> + Send + Sync + 'a {
-    move |operation| async move { Ok(engine.allowed(operation).await?) }.boxed()
+    job.node.proxies.switch(&route, &Permit::of(&job.engine)).await
 }
 
 fn live(deployment: DeploymentId, spec: &Spec, upstreams: Vec<Upstream>) -> Target {
@@ -155,7 +150,7 @@ fn live(deployment: DeploymentId, spec: &Spec, upstreams: Vec<Upstream>) -> Targ
 
 async fn withdraw(job: &Job) -> Result<(), StepError> {
     let Place { project, stage } = &job.place;
-    job.node.proxies.withdraw(project, stage, job.fence, &permit(&job.engine)).await
+    job.node.proxies.withdraw(project, stage, job.fence, &Permit::of(&job.engine)).await
 }
 
 /// Brings the route to what the stage's events say, as far as no rollout is at work on it: written anew where it was
@@ -189,7 +184,7 @@ pub(crate) async fn refresh_route(node: &Node, place: &Place) -> Result<(), Step
                     None => {
                         let Place { project, stage } = place;
                         let upto = stands.map_or(loaded.version, |route| route.fence);
-                        unfenced(node.proxies.forget(project, stage, upto, &permit(&node.engine)).await)
+                        unfenced(node.proxies.forget(project, stage, upto, &Permit::of(&node.engine)).await)
                     }
                 };
             }
@@ -203,7 +198,7 @@ pub(crate) async fn refresh_route(node: &Node, place: &Place) -> Result<(), Step
             if loaded.state.active.is_some() {
                 return Ok(());
             }
-            return unfenced(node.proxies.switch(&stands, &permit(&node.engine)).await);
+            return unfenced(node.proxies.switch(&stands, &Permit::of(&node.engine)).await);
         }
         let value = serde_json::to_vec(&stands).unwrap_or_default();
         match bucket.update(&key, value, revision).await {
@@ -241,8 +236,8 @@ async fn rewrite_route(node: &Node, place: &Place, current: &Release, version: u
     let front = node.proxies.front(host).await?;
     let route = route(place, host, front, target, version);
     unfenced(match route.direct() {
-        Some(_) => node.proxies.switch(&route, &permit(&node.engine)).await,
-        None => node.proxies.write(&route, &permit(&node.engine)).await,
+        Some(_) => node.proxies.switch(&route, &Permit::of(&node.engine)).await,
+        None => node.proxies.write(&route, &Permit::of(&node.engine)).await,
     })
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     Target,
     exit::{Code, Failure},
-    rollout,
+    proxy, rollout,
     ui::{self, Ui},
 };
 use crate::client::{self, Client, Deployment, DeploymentAccepted, Parts, Stage, Status};
@@ -103,6 +103,9 @@ async fn requested(
     client: &Client,
     ui: &Ui,
 ) -> Result<Code, Failure> {
+    if let Some(guarantee) = proxy::in_front_of(target, client).await {
+        ui.note(guarantee);
+    }
     let answer = client.send(Method::POST, &target.path(path), parts).await?;
     let DeploymentAccepted { sequence, deployment, image } = client::read(answer.clone())?;
     if !follow {

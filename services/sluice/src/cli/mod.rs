@@ -11,6 +11,7 @@ mod logs;
 mod project;
 mod promotion;
 mod prompt;
+mod proxy;
 pub(crate) mod readmodels;
 mod registry;
 mod rollout;
@@ -79,6 +80,9 @@ pub(crate) enum Command {
     /// Sign in to image registries
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Reverse proxies of your own, in front of stages
+    #[command(subcommand)]
+    Proxy(proxy::Command),
     /// Secrets that stages run with
     #[command(subcommand)]
     Secret(secret::Command),
@@ -163,6 +167,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Unhold(target) => stage::unhold(target, &client, ui).await,
         Command::Events(args) => events::run(args, &client, ui).await,
         Command::Registry(command) => registry::run(command, &client, ui).await,
+        Command::Proxy(command) => proxy::run(command, &client, ui).await,
         Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,
