@@ -58,14 +58,7 @@ impl Lab {
         eventlog::vault::create_key(&master_key).expect("a master key");
         let config = eventlog::Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
         let log = EventLog::connect(&config).await.expect("connected");
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .user_agent("sluice")
-            .build()
-            .expect("a client");
-        let (proxies, watching) = Proxies::new(log.clone(), "worker".into(), client);
+        let (proxies, watching) = Proxies::new(log.clone(), "worker".into(), client());
         let edge_address = format!("127.0.0.1:{}", free_port());
         let mut lab = Lab {
             address: match &front {
@@ -89,6 +82,12 @@ impl Lab {
             lab.start_edge().await;
         }
         lab
+    }
+
+    /// As another process has it.
+    pub(crate) fn another_deployer(&self) -> (Proxies, JoinHandle<anyhow::Result<()>>) {
+        let (proxies, watching) = Proxies::new(self.log.clone(), "another".into(), client());
+        (proxies, tokio::spawn(watching))
     }
 
     async fn declare(&self) {
@@ -167,7 +166,7 @@ impl Lab {
             Mode::Direct => "sluice-shop-at-prod",
             Mode::ViaEdge => "sluice-edge-shop-dot-test",
         };
-        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
+        let client = client();
         match &self.front {
             Front::Nothing => panic!("nobody edits an edge"),
             Front::Caddy(proxy) => {
@@ -260,16 +259,16 @@ impl Lab {
 
     /// The version that a client sees, or the status where there is none.
     pub(crate) async fn version(&self, host: &str) -> String {
-        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
-        let asked =
-            client.get(format!("http://{}/", self.address)).header("host", host).timeout(Duration::from_secs(5));
-        match asked.send().await {
-            Ok(answer) => match answer.headers().get("x-version") {
-                Some(version) => version.to_str().expect("text").to_owned(),
-                None => answer.status().as_u16().to_string(),
-            },
-            Err(error) => format!("{error}"),
-        }
+        self.version_at(host, "/").await
+    }
+
+    /// The same of a client who asks the edge.
+    pub(crate) async fn version_by_edge(&self) -> String {
+        version(&self.edge_address, HOST, "/").await
+    }
+
+    pub(crate) async fn version_at(&self, host: &str, path: &str) -> String {
+        version(&self.address, host, path).await
     }
 
     /// Waits until a client sees `version`.
@@ -282,6 +281,17 @@ impl Lab {
         if shown.await.is_err() {
             panic!("{version} never answered, but {}", self.version(HOST).await);
         }
+    }
+}
+
+async fn version(address: &str, host: &str, path: &str) -> String {
+    let asked = client().get(format!("http://{address}{path}")).header("host", host).timeout(Duration::from_secs(5));
+    match asked.send().await {
+        Ok(answer) => match answer.headers().get("x-version") {
+            Some(version) => version.to_str().expect("text").to_owned(),
+            None => answer.status().as_u16().to_string(),
+        },
+        Err(error) => format!("{error}"),
     }
 }
 
@@ -300,6 +310,12 @@ pub(crate) fn deployment(route: &Route) -> DeploymentId {
         Target::Live(set) => set.deployment,
         Target::Held { .. } => panic!("a live route"),
     }
+}
+
+/// As the deployer's.
+fn client() -> reqwest::Client {
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    client.pool_max_idle_per_host(0).user_agent("sluice").build().expect("a client")
 }
 
 pub(crate) async fn until(what: &str, is: impl AsyncFn() -> bool) {

@@ -187,6 +187,7 @@ async fn create(
         }
     }
     inner.free(&body, None)?;
+    let _write = inner.writing();
     let id = inner.last.fetch_add(1, Ordering::SeqCst) + 1;
     let host = json!({
         "id": id, "domain_names": [], "enabled": true, "locations": [], "advanced_config": "", "meta": {},
@@ -201,8 +202,10 @@ async fn create(
         tokio::time::sleep(NEW).await;
         // Only where it was accepted and nobody has changed or removed it since.
         if later.host(id).is_ok_and(|host| host["meta"]["new"] == true) {
-            later.merge(id, &json!({ "meta": {} }));
-            later.configure(id, false).await;
+            later.merge(id, &json!({ "meta": { "nginx_online": true, "nginx_err": null } }));
+            let host = later.host(id).unwrap_or_default();
+            let _ = fs::write(later.file(id), later.server(&host, false));
+            let _ = later.nginx(&["-s", "reload"]).await;
         }
     });
     Ok((StatusCode::CREATED, Json(answer)))
@@ -217,6 +220,7 @@ async fn update(
     inner.signed_in(&headers)?;
     let host = inner.host(id)?;
     inner.free(&body, Some(id))?;
+    let _write = inner.writing();
     inner.merge(id, &body);
     if host["enabled"] == true {
         inner.configure(id, false).await;
@@ -227,6 +231,7 @@ async fn update(
 async fn remove(State(inner): State<Arc<Inner>>, Path(id): Path<u64>, headers: HeaderMap) -> Answer {
     inner.signed_in(&headers)?;
     inner.host(id)?;
+    let _write = inner.writing();
     inner.hosts().remove(&id);
     inner.take_away(id).await;
     Ok(Json(true.into()))
@@ -253,7 +258,23 @@ fn error(status: StatusCode, message: &str) -> Response {
     (status, Json(json!({ "error": { "code": status.as_u16(), "message": message } }))).into_response()
 }
 
+/// A write that is under way.
+struct Writing<'a>(&'a Inner);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Inner {
+    fn writing(&self) -> Writing<'_> {
+        if self.busy.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.overlaps.fetch_add(1, Ordering::SeqCst);
+        }
+        Writing(self)
+    }
+
     fn hosts(&self) -> MutexGuard<'_, BTreeMap<u64, Value>> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,9 +319,6 @@ impl Inner {
 
     /// As the manager does it: the file goes, comes anew, nginx judges it, and is told to reload whatever it said.
     async fn configure(&self, id: u64, new: bool) {
-        if self.busy.fetch_add(1, Ordering::SeqCst) > 0 {
-            self.overlaps.fetch_add(1, Ordering::SeqCst);
-        }
         let (file, host) = (self.file(id), self.hosts().get(&id).cloned().unwrap_or_default());
         let _ = fs::remove_file(&file);
         let _ = self.nginx(&["-t", "-q"]).await;
@@ -312,7 +330,6 @@ impl Inner {
         }
         self.merge(id, &json!({ "meta": meta }));
         let _ = self.nginx(&["-s", "reload"]).await;
-        self.busy.fetch_sub(1, Ordering::SeqCst);
     }
 
     async fn take_away(&self, id: u64) {
