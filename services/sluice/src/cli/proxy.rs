@@ -9,7 +9,6 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    Target,
     exit::{Code, Failure},
     prompt,
     ui::{self, Ui},
@@ -132,13 +131,15 @@ async fn known(client: &Client) -> Result<(serde_json::Value, Vec<client::Proxy>
     Ok((answer.clone(), client::read(answer)?))
 }
 
-/// What a switch of this stage costs its clients, where it lies behind a proxy of the user's own.
-pub(super) async fn in_front_of(target: &Target, client: &Client) -> Option<String> {
-    // What cannot be found out is no reason not to deploy, and who deploys hears of what is wrong.
-    let stage: client::Stage = client::read(client.get(&target.path(""), &[]).await.ok()?).ok()?;
-    let name = stage.settings.route?.proxy?;
-    let proxy = known(client).await.ok()?.1.into_iter().find(|proxy| proxy.name == name.as_str())?;
-    Some(format!("{target} lies behind the proxy {name}, {}", guarantee(&proxy.settings)))
+/// What leads requests to a stage, and what a switch costs them.
+pub(super) async fn in_front_of(stage: &client::Stage, client: &Client) -> Result<Option<String>, Failure> {
+    let Some(route) = &stage.settings.route else { return Ok(None) };
+    let Some(name) = &route.proxy else { return Ok(Some("lossless: the edge switches".into())) };
+    let proxy = known(client).await?.1.into_iter().find(|proxy| proxy.name == name.as_str());
+    Ok(Some(match proxy {
+        Some(proxy) => format!("{} (behind the proxy {name})", guarantee(&proxy.settings)),
+        None => format!("the proxy {name} is not declared: `sluice proxy set {name}` declares it"),
+    }))
 }
 
 async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod deploy;
 mod harness;
+mod proxies;
 mod release;
 mod restart;
 mod secrets;
