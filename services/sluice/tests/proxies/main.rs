@@ -161,7 +161,7 @@ async fn conforms(driver: &str, mut lab: Lab, guarantee: Guarantee) {
 
     switched_under_load(driver, &lab, &a, &b, guarantee).await;
     drained(&lab, &a, &b, direct).await;
-    refused(driver, &lab, direct).await;
+    refused(&lab, direct).await;
 
     // Down: a switch fails and says so; back, what was lost is put back without being asked.
     lab.down().await;
@@ -194,6 +194,7 @@ async fn guarantee_of(lab: &Lab) -> Mode {
     lab.proxies.front(&lab.settings()).await.expect("declared").map_or(Mode::ViaEdge, |front| front.mode)
 }
 
+#[expect(clippy::print_stdout, reason = "what a client saw is part of the driver's documentation")]
 async fn switched_under_load(driver: &str, lab: &Lab, a: &App, b: &App, guarantee: Guarantee) {
     let kept = Load::new(&lab.address, HOST).rate(800).start();
     let single = Load::new(&lab.address, HOST).connections(4).rate(200).without_keep_alive().start();
@@ -254,7 +255,7 @@ async fn drained(lab: &Lab, a: &App, b: &App, direct: bool) {
 }
 
 /// Containers that answer nobody, or not the proxy: what stood before goes on.
-async fn refused(driver: &str, lab: &Lab, direct: bool) {
+async fn refused(lab: &Lab, direct: bool) {
     let load = Load::new(&lab.address, HOST).rate(200).without_keep_alive().start();
     load.more(BETWEEN).await;
     let nobody = format!("127.0.0.1:{}", testkit::free_port());
@@ -267,7 +268,6 @@ async fn refused(driver: &str, lab: &Lab, direct: bool) {
     }
     let broken = App::broken("broken").await;
     let problem = lab.refused(&lab.route(&broken)).await;
-    println!("{driver}: {}", problem.message);
     assert!(["upstream_unreachable", "not_confirmed"].contains(&problem.code), "{problem:?}");
     lab.shows("b").await;
     if let Front::Npm(npm) = &lab.front
