@@ -149,6 +149,15 @@ impl Proxies {
 
     /// Has the edges hold back the requests of `route`.
     pub async fn hold(&self, route: &Route, may: &Permit<'_>) -> Result<(), StepError> {
+        // What lay behind a proxy until now is about to stop.
+        if let Some((before, _)) = routes::standing(&self.log, &routes::key(route)).await?
+            && let Some(left) = before.direct()
+        {
+            if before.fence > route.fence {
+                return Err(StepError::Fenced);
+            }
+            Box::pin(self.leave(&before, left, may)).await?;
+        }
         let revision = routes::write(&self.log, may, route).await?;
         edge::confirm(self, &routes::key(route), Expect::Held { revision }).await
     }

@@ -238,3 +238,53 @@ impl Driver for Npm {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use domain::DeploymentId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn entry(marker: Option<u128>) -> Entry {
+        Entry {
+            id: "x".into(),
+            host: "shop.test".into(),
+            path: "/".into(),
+            upstreams: vec!["10.0.0.2:8080".into()],
+            marker: marker.map(|number| DeploymentId(Uuid::from_u128(number))),
+        }
+    }
+
+    fn paths(locations: &[Value]) -> Vec<&str> {
+        locations.iter().filter_map(|location| location["path"].as_str()).collect()
+    }
+
+    #[test]
+    fn the_locations_of_others_stay_and_ours_comes_once_and_goes() {
+        let other = json!({ "path": "/static", "forward_host": "files", "forward_port": 80 });
+        let first = json!({ "locations": locations(&json!({ "locations": [other] }), &entry(Some(1))) });
+        let second = locations(&first, &entry(Some(2)));
+        assert_eq!(paths(&second), ["/static", "/"]);
+        assert!(second[1]["advanced_config"].as_str().is_some_and(|text| text.ends_with("2 always;")), "{second:?}");
+        let via = json!({ "locations": second });
+        assert_eq!(paths(&locations(&via, &entry(None))), ["/static"]);
+        // One that somebody else made for the whole host is not ours to take away.
+        let theirs = json!({ "locations": [{ "path": "/", "advanced_config": "" }] });
+        assert_eq!(paths(&locations(&theirs, &entry(None))), ["/"]);
+    }
+
+    #[test]
+    fn a_host_fits_only_where_nginx_serves_it() {
+        let npm = Npm::new(
+            Api::new(reqwest::Client::new(), &"front".parse().expect("a name"), "http://127.0.0.1:81"),
+            "admin".into(),
+            Secret::new("x"),
+        );
+        let mut standing = fields(&Value::Null, &entry(Some(1)));
+        standing["online"] = true.into();
+        assert!(npm.fits(&entry(Some(1)), &standing) && !npm.fits(&entry(Some(2)), &standing));
+        standing["online"] = false.into();
+        assert!(!npm.fits(&entry(Some(1)), &standing));
+    }
+}

@@ -170,3 +170,19 @@ impl Driver for Traefik {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_matched_by_whole_segments_and_nothing_is_never_sent() {
+        let mut entry =
+            Entry { id: "x".into(), host: "a.test".into(), path: "/".into(), upstreams: vec![], marker: None };
+        assert_eq!(rule(&entry), "Host(`a.test`)");
+        entry.path = "/api".into();
+        assert_eq!(rule(&entry), "Host(`a.test`) && (Path(`/api`) || PathPrefix(`/api/`))");
+        assert_eq!(configuration(&[])["http"].as_object().map(Map::len), Some(1));
+        assert_eq!(configuration(&[entry])["http"]["middlewares"], Value::Null);
+    }
+}
