@@ -69,7 +69,7 @@ snapshots: tools with-services sample-app ## Run the tests and accept every chan
 	INSTA_UPDATE=always scripts/with-engine $(WITH_SERVICES) -- cargo nextest run --locked --workspace
 
 tools: ## Install what the tests need
-	@scripts/install build nats postgres dockerd registry fuse storm nextest
+	@scripts/install build nats postgres dockerd registry proxies fuse storm nextest
 
 with-services:
 	@scripts/install build

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use domain::{Role, hook, image, node::ResolveError, project, registry, route, settings::FieldError, stage, token};
+use domain::{
+    Role, hook, image, node::ResolveError, project, proxy, registry, route, settings::FieldError, stage, token,
+};
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
 use readmodel::promotions::Status;
@@ -51,6 +53,10 @@ pub(crate) enum Error {
     Partly { applied: usize, all: usize, source: Box<Error> },
     #[error(transparent)]
     Registry(#[from] registry::Rejection),
+    #[error(transparent)]
+    Proxy(#[from] proxy::Rejection),
+    #[error("the proxy {proxy} is in use: {by}")]
+    ProxyInUse { proxy: domain::Slug, by: String },
     #[error(transparent)]
     Token(#[from] token::Rejection),
     #[error(transparent)]
@@ -164,6 +170,7 @@ impl Error {
             Self::Invalid(errors)
             | Self::Project(project::Rejection::Invalid(errors))
             | Self::Registry(registry::Rejection::Invalid(errors))
+            | Self::Proxy(proxy::Rejection::Invalid(errors))
             | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { field, host, rejection } => {
                 vec![FieldError { field: field.clone(), problem: format!("{host}: {rejection}") }]
@@ -182,7 +189,7 @@ impl Error {
             Self::Registry(registry::Rejection::BadHost(_)) => {
                 vec![FieldError { field: "host".into(), problem: self.to_string() }]
             }
-            Self::Registry(registry::Rejection::BadUsername) => {
+            Self::Registry(registry::Rejection::BadUsername) | Self::Proxy(proxy::Rejection::BadUsername) => {
                 vec![FieldError { field: "username".into(), problem: self.to_string() }]
             }
             _ => vec![],
@@ -280,6 +287,15 @@ impl Error {
                 registry::Rejection::Unknown => (S::NOT_FOUND, "registry_not_found", ""),
                 registry::Rejection::NoCredentials => (S::NOT_FOUND, "no_credentials", ""),
             },
+            Self::Proxy(rejection) => match rejection {
+                proxy::Rejection::Invalid(_) | proxy::Rejection::BadUsername => {
+                    (S::UNPROCESSABLE_ENTITY, "invalid", "")
+                }
+                proxy::Rejection::Unknown => (S::NOT_FOUND, "proxy_not_found", ""),
+            },
+            Self::ProxyInUse { .. } => {
+                (S::CONFLICT, "proxy_in_use", "take it out of the stage's route and deploy, then remove it")
+            }
             Self::Token(rejection) => match rejection {
                 token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
@@ -294,8 +310,10 @@ impl Error {
             },
             Self::Resolve(error) => {
                 let status = match error.code.as_str() {
-                    "registry_unreachable" | "registry_error" => S::BAD_GATEWAY,
-                    "registry_rate_limited" | "engine_unavailable" | "event_log" => S::SERVICE_UNAVAILABLE,
+                    "registry_unreachable" | "registry_error" | "proxy_unreachable" | "proxy_refused" => S::BAD_GATEWAY,
+                    "registry_rate_limited" | "engine_unavailable" | "event_log" | "proxy_busy" => {
+                        S::SERVICE_UNAVAILABLE
+                    }
                     _ => S::UNPROCESSABLE_ENTITY,
                 };
                 (status, error.code.as_str(), error.hint.as_str())

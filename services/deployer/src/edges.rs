@@ -59,11 +59,14 @@ impl Edges {
         }
     }
 
+    pub(crate) fn present(&self) -> Vec<EdgePresence> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// Every edge that counts, with its answer. One that is provably gone does not count, even before
     /// its entry has expired.
     pub(crate) async fn ask(&self, log: &EventLog) -> Vec<Seen> {
-        let present: Vec<_> = self.present.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let asked = join_all(present.into_iter().map(|edge| async {
+        let asked = join_all(self.present().into_iter().map(|edge| async {
             let reply = log.request(&traffic::status_subject(&edge.id), vec![], ANSWER).await;
             match reply {
                 Ok(reply) => Some(Seen { status: serde_json::from_slice(&reply).ok(), edge }),

@@ -8,18 +8,18 @@ use crate::docker::EngineError;
 
 /// What went wrong in a step, before it is known which.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Stable, for scripts.
-    pub(crate) code: &'static str,
-    pub(crate) message: String,
-    pub(crate) hint: String,
+    pub code: &'static str,
+    pub message: String,
+    pub hint: String,
     /// Last lines of the container's output.
-    pub(crate) log: Vec<String>,
+    pub log: Vec<String>,
 }
 
 /// Why a step did not come to its end.
 #[derive(Debug)]
-pub(crate) enum StepError {
+pub enum StepError {
     /// Engine or event log is away: the step is run again until its deadline.
     Transient(Problem),
     Failed(Problem),

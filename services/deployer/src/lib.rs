@@ -1,8 +1,8 @@
 //! The deployer: carries out rollouts on one node's Docker engine.
 //!
 //! Owns: everything that talks to Docker (pulling, containers, their health, output and end), the
-//! worker that runs a rollout's steps and reports them, the routes that the edges follow, and the
-//! answers to questions about the node.
+//! worker that runs a rollout's steps and reports them, the routes that the edges follow, the drivers
+//! of other proxies, and the answers to questions about the node.
 //!
 //! Must never import: another service, SQL, or the HTTP API. What comes next in a rollout is decided
 //! in `domain`, never here.
@@ -16,6 +16,7 @@ mod health;
 mod labels;
 mod logs;
 mod monitor;
+mod proxy;
 mod resolve;
 mod steps;
 mod sweep;
@@ -31,8 +32,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use deadlines::Deadlines;
+pub use failure::{Problem, StepError};
+pub use proxy::{Permit, Proxies};
 
-use crate::{docker::Engine, edges::Edges};
+use crate::docker::Engine;
 
 /// What one deployer needs to know.
 #[derive(Debug, Clone)]
@@ -55,8 +58,8 @@ pub(crate) struct Node {
     pub(crate) installation: Uuid,
     pub(crate) engine: Engine,
     pub(crate) log: EventLog,
-    pub(crate) edges: Edges,
-    /// For health probes and for confirming a switch: follows no redirect, uses no proxy.
+    pub(crate) proxies: Proxies,
+    /// For health probes: follows no redirect, uses no proxy.
     pub(crate) http: reqwest::Client,
     pub(crate) deadlines: Deadlines,
 }
@@ -103,7 +106,7 @@ pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> 
         .user_agent("sluice")
         .build()
         .context("preparing the client of health probes")?;
-    let (edges, watching) = edges::watch(log.clone());
+    let (proxies, watching) = Proxies::new(log.clone(), config.worker.clone(), http.clone());
     let node = Arc::new(Node {
         installation: log.installation(),
         engine: Engine::new(config.docker, config.deadlines.clone()),
@@ -111,7 +114,7 @@ pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> 
         name: config.node,
         worker: config.worker,
         log,
-        edges,
+        proxies,
         http,
     });
 

@@ -1,4 +1,4 @@
-//! Answers to questions about the node: what bytes a reference means, and whether Docker is well.
+//! Answers to questions about the node: what bytes a reference means, whether Docker is well, and what proxies hold.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use bollard::auth::DockerCredentials;
 use domain::{
     Key,
     image::{Image, Reference, Source},
-    node::{self, NodeHealth, Resolve, ResolveError, Resolved},
+    node::{self, NodeHealth, ProxyCompared, ProxyQuestion, Resolve, ResolveError, Resolved},
     registry::Registry,
 };
 use eventlog::{EventLog, Request};
@@ -22,10 +22,13 @@ use crate::{
 const AT_ONCE: usize = 16;
 /// Who asks waits half a minute.
 const ANSWER: Duration = Duration::from_secs(25);
+/// Who asks for a comparison waits a minute.
+const COMPARED: Duration = Duration::from_secs(55);
 
 pub(crate) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
     let resolve = node.log.serve(&node::resolve_subject(&node.name)).await?;
     let health = node.log.serve(&node::health_subject(&node.name)).await?;
+    let proxy = node.log.serve(&node::proxy_subject(&node.name)).await?;
     // Apart from each other: a registry that hangs must not make the node look ill.
     let resolving = resolve.for_each_concurrent(AT_ONCE, |request| {
         let node = node.clone();
@@ -38,7 +41,14 @@ pub(crate) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
         let node = node.clone();
         async move { reply(request, serde_json::to_vec(&well(&node).await)).await }
     });
-    tokio::join!(resolving, looking);
+    let comparing = proxy.for_each_concurrent(AT_ONCE, |request| {
+        let node = node.clone();
+        async move {
+            let compared = compare(&node, &request.payload).await;
+            reply(request, serde_json::to_vec(&compared)).await;
+        }
+    });
+    tokio::join!(resolving, looking, comparing);
     Ok(())
 }
 
@@ -65,10 +75,26 @@ async fn answer(node: &Node, question: &[u8]) -> Resolved {
         let message = format!("{} could not be looked up within {}s", asked.reference, ANSWER.as_secs());
         Problem::new("engine_unavailable", message, "look at the node's load (`docker info`), then try again")
     };
-    resolved.unwrap_or_else(|_| Err(late().into())).map_err(|error| match error {
+    resolved.unwrap_or_else(|_| Err(late().into())).map_err(answered)
+}
+
+async fn compare(node: &Node, question: &[u8]) -> ProxyCompared {
+    let asked: ProxyQuestion = serde_json::from_slice(question)
+        .map_err(|error| Problem::new("bad_request", error.to_string(), "ask with {\"proxy\": \"front\"}"))
+        .map_err(said)?;
+    let compared = tokio::time::timeout(COMPARED, node.proxies.drift(&asked.proxy, asked.repair)).await;
+    let late = || {
+        let message = format!("the proxy {} could not be compared within {}s", asked.proxy, COMPARED.as_secs());
+        Problem::new("proxy_unreachable", message, "see that the proxy's admin API answers, then try again")
+    };
+    compared.unwrap_or_else(|_| Err(late().into())).map_err(answered)
+}
+
+fn answered(error: StepError) -> ResolveError {
+    match error {
         StepError::Failed(problem) | StepError::Transient(problem) => said(problem),
         StepError::Fenced => said(Problem::new("internal", "fenced", "try again")),
-    })
+    }
 }
 
 pub(crate) fn said(Problem { code, message, hint, log: _ }: Problem) -> ResolveError {

@@ -53,7 +53,10 @@ pub(crate) async fn node(node: &Arc<Node>) -> Result<(), Problem> {
             Err(_) => tracing::warn!(%place, "looking after a stage's containers took too long"),
         }
     }
-    Ok(())
+    match node.proxies.look_after().await {
+        Ok(()) | Err(StepError::Fenced) => Ok(()),
+        Err(StepError::Transient(problem) | StepError::Failed(problem)) => Err(problem),
+    }
 }
 
 async fn stage(node: &Arc<Node>, place: &Place) -> Result<(), StepError> {

@@ -104,6 +104,10 @@ fn apply(routes: &Routes, key: &str, value: &[u8], revision: u64) {
             return tracing::error!(%error, route = key, revision, "route cannot be read, keeping the one before");
         }
     };
+    if let Some(proxy) = route.direct() {
+        routes.remove(key);
+        return tracing::info!(route = key, revision, %proxy, "route left to a proxy that serves it itself");
+    }
     let (fence, host, path) = (route.fence, route.host.clone(), route.path.clone());
     match routes.put(key, revision, route) {
         Put::Done => tracing::info!(route = key, revision, fence, host, path, "route in force"),

@@ -106,8 +106,15 @@ async fn put(bucket: &Bucket, fence: u64, address: SocketAddr) -> u64 {
         health: HealthCheck::default(),
         drain: Span::secs(1),
     });
-    let route =
-        Route { project: name("shop"), stage: name("prod"), host: HOST.into(), path: "/".into(), target, fence };
+    let route = Route {
+        project: name("shop"),
+        stage: name("prod"),
+        host: HOST.into(),
+        path: "/".into(),
+        target,
+        fence,
+        front: None,
+    };
     let value = serde_json::to_vec(&route).expect("serializable");
     until("NATS takes the route", async || bucket.put(KEY, value.clone()).await.ok()).await
 }

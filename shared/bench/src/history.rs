@@ -143,7 +143,7 @@ impl History {
             .into(),
             strategy: if recreate { Strategy::Recreate } else { Strategy::BlueGreen },
             queue: if self.chance(0.2) { QueuePolicy::Keep } else { QueuePolicy::Supersede },
-            route: Some(RouteSettings { host: host(project, stage), path: "/".into() }),
+            route: Some(RouteSettings { host: host(project, stage), path: "/".into(), proxy: None }),
             ..StageSettings::default()
         }
     }

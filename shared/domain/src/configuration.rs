@@ -20,8 +20,9 @@ use crate::{
     env::{Env, EnvValue},
     hook::HookSettings,
     project::{self, Declaration, Project},
+    proxy,
     registry::{Registry, RegistrySettings},
-    settings::{FieldError, RouteSettings, StageSettings},
+    settings::{FieldError, StageSettings},
 };
 
 #[cfg(test)]
@@ -43,6 +44,10 @@ pub struct Configuration {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, HookSettings>)]
     pub hooks: BTreeMap<Slug, HookSettings>,
+    /// Reverse proxies of your own, by name. Their passwords are never part of the document.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, proxy::Settings>)]
+    pub proxies: BTreeMap<Slug, proxy::Settings>,
 }
 
 /// A project with its stages.
@@ -102,6 +107,7 @@ pub enum Action {
 pub enum Kind {
     Registry,
     Hook,
+    Proxy,
     Project,
     Stage,
 }
@@ -127,6 +133,7 @@ impl Configuration {
         }
         all.registries.extend(wanted.registries.clone());
         all.hooks.extend(wanted.hooks.clone());
+        all.proxies.extend(wanted.proxies.clone());
         all
     }
 
@@ -146,13 +153,18 @@ impl Configuration {
         for (name, hook) in &wanted.hooks {
             errors.extend(hook.check().into_iter().map(|wrong| wrong.under(&format!("hooks.{name}"))));
         }
+        for (name, proxy) in &wanted.proxies {
+            errors.extend(proxy.check().into_iter().map(|wrong| wrong.under(&format!("proxies.{name}"))));
+        }
         for (slug, project) in &wanted.projects {
             let known = self.projects.get(slug).map_or_else(Project::default, |known| known.state(slug));
             if let Err(rejection) = known.decide(project.replace(slug, prune)) {
                 errors.extend(in_project(slug, rejection));
             }
         }
-        errors.extend(self.with(wanted, prune).shared_routes(wanted));
+        let after = self.with(wanted, prune);
+        errors.extend(after.behind_proxies());
+        errors.extend(after.shared_routes(wanted));
         errors.extend(self.too_many_together(wanted, prune));
         errors
     }
@@ -177,14 +189,31 @@ impl Configuration {
         large.map(problem).collect()
     }
 
+    /// Stages that do not go with the proxy that they lie behind, or that lie behind none that is declared.
+    fn behind_proxies(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        for (project, stage, settings) in self.stages() {
+            let Some(name) = settings.route.as_ref().and_then(|route| route.proxy.as_ref()) else { continue };
+            let path = format!("projects.{project}.stages.{stage}");
+            match self.proxies.get(name) {
+                Some(proxy) => errors.extend(proxy.check_stage(settings, &path)),
+                None => {
+                    let problem = format!("no proxy {name} is declared: declare it in `proxies`");
+                    errors.push(error(format!("{path}.route.proxy"), problem));
+                }
+            }
+        }
+        errors
+    }
+
     /// Two projects on one host and path; two stages of one project are told by the project itself.
     fn shared_routes(&self, wanted: &Self) -> Vec<FieldError> {
-        let mut taken: BTreeMap<&RouteSettings, Vec<(&Slug, &Slug)>> = BTreeMap::new();
+        let mut taken: BTreeMap<(&str, &str), Vec<(&Slug, &Slug)>> = BTreeMap::new();
         for (route, project, stage) in self.routes() {
             taken.entry(route).or_default().push((project, stage));
         }
         let mut errors = Vec::new();
-        for (route, holders) in taken {
+        for ((host, path), holders) in taken {
             for (project, stage) in &holders {
                 let declared = wanted.projects.get(*project).is_some_and(|known| known.stages.contains_key(*stage));
                 let other = holders.iter().find(|(other, _)| other != project);
@@ -192,8 +221,7 @@ impl Configuration {
                     errors.push(error(
                         format!("projects.{project}.stages.{stage}.route"),
                         format!(
-                            "{}{} belongs to stage {of} of project {other} as well: choose another host or path",
-                            route.host, route.path
+                            "{host}{path} belongs to stage {of} of project {other} as well: choose another host or path"
                         ),
                     ));
                 }
@@ -209,8 +237,8 @@ impl Configuration {
         })
     }
 
-    fn routes(&self) -> impl Iterator<Item = (&RouteSettings, &Slug, &Slug)> {
-        self.stages().filter_map(|(project, stage, settings)| Some((settings.route.as_ref()?, project, stage)))
+    fn routes(&self) -> impl Iterator<Item = ((&str, &str), &Slug, &Slug)> {
+        self.stages().filter_map(|(project, stage, settings)| Some((settings.route.as_ref()?.place(), project, stage)))
     }
 
     /// The commands that make of this what `wanted` says, for the projects that are not so yet.
@@ -218,7 +246,7 @@ impl Configuration {
     /// A route that passes from one project to another puts both into one group, for in whatever order they came
     /// one by one, the route would be nobody's for a while, or refused. Groups can be carried out in any order.
     pub fn groups(&self, wanted: &Self, prune: bool) -> Vec<Group> {
-        let mut groups: Vec<(Group, BTreeSet<&RouteSettings>)> = Vec::new();
+        let mut groups: Vec<(Group, BTreeSet<(&str, &str)>)> = Vec::new();
         let after = self.with(wanted, prune);
         for slug in self.projects.keys().chain(wanted.projects.keys()).collect::<BTreeSet<_>>() {
             let (old, new) = (self.projects.get(slug), after.projects.get(slug));
@@ -267,8 +295,8 @@ impl DeclaredProject {
             && (auto_promote, env, stages) == (&other.auto_promote, &other.env, &other.stages)
     }
 
-    fn routes(&self) -> BTreeSet<&RouteSettings> {
-        self.stages.values().filter_map(|settings| settings.route.as_ref()).collect()
+    fn routes(&self) -> BTreeSet<(&str, &str)> {
+        self.stages.values().filter_map(|settings| Some(settings.route.as_ref()?.place())).collect()
     }
 
     fn replace(&self, slug: &Slug, prune: bool) -> project::Command {
@@ -304,6 +332,7 @@ impl Plan {
         let mut plan = Self::default();
         plan.compare(Kind::Registry, &current.registries, &wanted.registries, prune)?;
         plan.compare(Kind::Hook, &current.hooks, &wanted.hooks, prune)?;
+        plan.compare(Kind::Proxy, &current.proxies, &wanted.proxies, prune)?;
         plan.compare(Kind::Project, &owns(current), &owns(wanted), prune)?;
         plan.compare(Kind::Stage, &stages(current, wanted, prune), &stages(wanted, wanted, prune), prune)?;
         Ok(plan)
@@ -347,6 +376,12 @@ impl Declares for RegistrySettings {
 }
 
 impl Declares for HookSettings {
+    fn declares(&self) -> Result<Value, serde_json::Error> {
+        to_json(self)
+    }
+}
+
+impl Declares for proxy::Settings {
     fn declares(&self) -> Result<Value, serde_json::Error> {
         to_json(self)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
-use crate::{Aggregate, Key, hook, project, registry, route, stage, token};
+use crate::{Aggregate, Key, hook, project, proxy, registry, route, stage, token};
 
 /// Every event of every aggregate. Read models match on it exhaustively.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,7 @@ pub enum Event {
     Stage(stage::Event),
     Route(route::Event),
     Registry(registry::Event),
+    Proxy(proxy::Event),
     Token(token::Event),
     Hook(hook::Event),
 }
@@ -50,6 +51,12 @@ impl From<registry::Event> for Event {
 impl From<hook::Event> for Event {
     fn from(event: hook::Event) -> Self {
         Self::Hook(event)
+    }
+}
+
+impl From<proxy::Event> for Event {
+    fn from(event: proxy::Event) -> Self {
+        Self::Proxy(event)
     }
 }
 
@@ -188,6 +195,7 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
         stage::Stage::NAME => record::<stage::Stage>(sequence, subject, body, rest.take(2)),
         route::Host::NAME => record::<route::Host>(sequence, subject, body, rest.take(1)),
         registry::Registry::NAME => record::<registry::Registry>(sequence, subject, body, rest.take(1)),
+        proxy::Proxy::NAME => record::<proxy::Proxy>(sequence, subject, body, rest.take(1)),
         token::Token::NAME => record::<token::Token>(sequence, subject, body, rest.take(1)),
         hook::Hook::NAME => record::<hook::Hook>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
@@ -262,14 +270,19 @@ impl Recorded {
     pub fn project(&self) -> Option<&str> {
         match &self.event {
             Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Hook(_) => None,
+            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => None,
         }
     }
 
     pub fn stage(&self) -> Option<&str> {
         match &self.event {
             Event::Stage(_) => self.key.get(1).map(String::as_str),
-            Event::Project(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Hook(_) => None,
+            Event::Project(_)
+            | Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_) => None,
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod node;
 pub mod policy;
 pub mod project;
 pub mod promotion;
+pub mod proxy;
 pub mod push;
 pub mod registry;
 pub mod route;

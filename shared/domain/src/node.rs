@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Slug, drift::Found, image::Image};
+use crate::{Slug, drift::Found, image::Image, proxy::Drift};
 
 /// Subject of a [`Resolve`] request; the reply is a [`Resolved`].
 pub fn resolve_subject(node: &str) -> String {
@@ -27,6 +27,20 @@ pub struct Inspect {
 }
 
 pub type Inspected = Result<Found, ResolveError>;
+
+/// Subject of a [`ProxyQuestion`]; the reply is a [`ProxyCompared`].
+pub fn proxy_subject(node: &str) -> String {
+    format!("sluice.node.{node}.proxy")
+}
+
+/// What a proxy holds beside what it should; with `repair` the difference is set right.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProxyQuestion {
+    pub proxy: Slug,
+    pub repair: bool,
+}
+
+pub type ProxyCompared = Result<Vec<Drift>, ResolveError>;
 
 /// Which bytes a reference means at this moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]

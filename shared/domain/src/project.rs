@@ -181,7 +181,9 @@ impl Project {
 
     /// Host and path of every stage that takes traffic.
     pub fn routes(&self) -> BTreeSet<(RouteSettings, Slug)> {
-        self.stages.iter().filter_map(|(slug, s)| Some((s.route.clone()?, slug.clone()))).collect()
+        // Who brings the requests does not change whose they are.
+        let place = |route: &RouteSettings| RouteSettings { proxy: None, ..route.clone() };
+        self.stages.iter().filter_map(|(slug, s)| Some((place(s.route.as_ref()?), slug.clone()))).collect()
     }
 
     fn change_stage(&self, stage: &Slug, settings: &StageSettings) -> Option<Event> {
@@ -362,7 +364,10 @@ mod tests {
     }
 
     fn on(host: &str) -> StageSettings {
-        StageSettings { route: Some(RouteSettings { host: host.into(), path: "/".into() }), ..StageSettings::default() }
+        StageSettings {
+            route: Some(RouteSettings { host: host.into(), path: "/".into(), proxy: None }),
+            ..StageSettings::default()
+        }
     }
 
     fn apply(stages: &[(&str, StageSettings)]) -> Command {

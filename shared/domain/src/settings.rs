@@ -155,6 +155,11 @@ pub struct RouteSettings {
     /// Path prefix by whole segments; the longest one that fits wins.
     #[serde(default = "root")]
     pub path: String,
+    /// Proxy of your own, as `sluice proxy list` has it, through which the requests come. Without one they come to the
+    /// edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "front")]
+    pub proxy: Option<Slug>,
 }
 
 fn is_default(gates: &Gates) -> bool {
@@ -240,6 +245,13 @@ pub struct FieldError {
     /// e.g. `stages.dev.health.path`.
     pub field: String,
     pub problem: String,
+}
+
+impl RouteSettings {
+    /// Whose a request is: host and path. Who brings it does not change that.
+    pub fn place(&self) -> (&str, &str) {
+        (&self.host, &self.path)
+    }
 }
 
 impl FieldError {
@@ -352,7 +364,7 @@ fn plain_path(path: &str) -> bool {
         && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\\"'<>`{}|^".contains(&b))
 }
 
-fn plain_host(host: &str) -> bool {
+pub(crate) fn plain_host(host: &str) -> bool {
     (1..=253).contains(&host.len())
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -389,7 +401,7 @@ mod tests {
             replicas: 0,
             keep: 51,
             drain: Span::secs(7200),
-            route: Some(RouteSettings { host: "Shop.example".into(), path: "x".into() }),
+            route: Some(RouteSettings { host: "Shop.example".into(), path: "x".into(), proxy: None }),
             ..StageSettings::default()
         };
         bad.env.insert("1X".into(), "".into());

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DeploymentId, Slug, Span, settings::HealthCheck};
+use crate::{DeploymentId, Slug, Span, proxy::Mode, settings::HealthCheck};
 
 /// Bucket that holds one [`Route`] per stage, under the key `<project>.<stage>`.
 pub const ROUTES: &str = "routes";
@@ -35,6 +35,23 @@ pub struct Route {
     /// Fencing token: the sequence of the event that entitles the writer. A route with a smaller
     /// one never replaces it.
     pub fence: u64,
+    /// None where clients come straight to the edges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<Front>,
+}
+
+/// The proxy of the user's own that a route lies behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Front {
+    pub proxy: Slug,
+    pub mode: Mode,
+}
+
+impl Route {
+    /// The proxy that leads to the containers itself: such a route is none of the edges' business.
+    pub fn direct(&self) -> Option<&Slug> {
+        self.front.as_ref().filter(|front| front.mode == Mode::Direct).map(|front| &front.proxy)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

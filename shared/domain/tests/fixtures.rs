@@ -12,6 +12,7 @@ use domain::{
     image::{Image, Source},
     project::{self, Project},
     promotion::{Approval, Gate, Proof, SourceProof},
+    proxy::{self, Driver, Mode, Proxy},
     registry::{self, Registry, RegistrySettings},
     route::{self, Host},
     settings::{RouteSettings, StageSettings},
@@ -48,7 +49,7 @@ fn stored<A: Aggregate>(key: &Key<A>, event: &A::Event) -> (String, serde_json::
 
 fn samples() -> Vec<(String, serde_json::Value)> {
     let settings = StageSettings {
-        route: Some(RouteSettings { host: "shop.example.com".into(), path: "/".into() }),
+        route: Some(RouteSettings { host: "shop.example.com".into(), path: "/".into(), proxy: None }),
         ..StageSettings::default()
     };
     let project = {
@@ -186,13 +187,25 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         ];
         all.iter().map(|e| stored(&Key::<Stage>::stage(&slug("shop"), &slug("prod")), e)).collect::<Vec<_>>()
     };
+    let proxy = {
+        let settings = proxy::Settings {
+            driver: Driver::Npm,
+            mode: Mode::Direct,
+            url: Some("http://127.0.0.1:81".into()),
+            address: Some("127.0.0.1:80".into()),
+            edge: None,
+        };
+        let key = Key::<Proxy>::proxy(&slug("front"));
+        let set = proxy::Event::CredentialsSet { username: "admin".into(), secret: key.secret(), version: 9 };
+        [proxy::Event::Configured { settings }, set, proxy::Event::Removed {}].map(|e| stored(&key, &e)).to_vec()
+    };
     let token = {
         let (name, secret) = (slug("ci"), "token/x".to_owned());
         let created = token::Event::Created { name, role: Role::Operator, secret, version: 4 };
         let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
         [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
     };
-    [project, route, registry, stage, token, hook].concat()
+    [project, route, registry, stage, proxy, token, hook].concat()
 }
 
 /// The names in the source: what [`samples`] must cover.
@@ -202,6 +215,7 @@ fn declared() -> BTreeSet<String> {
         ("stage", include_str!("../src/stage/event.rs")),
         ("route", include_str!("../src/route.rs")),
         ("registry", include_str!("../src/registry.rs")),
+        ("proxy", include_str!("../src/proxy.rs")),
         ("token", include_str!("../src/token.rs")),
         ("hook", include_str!("../src/hook.rs")),
     ];
@@ -253,6 +267,7 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
         domain::Event::Project(event) => stored(&Key::<Project>::project(&slug(first)), event),
         domain::Event::Stage(event) => stored(&Key::<Stage>::stage(&slug(first), &slug(&rest[0])), event),
         domain::Event::Route(event) => stored(&Key::<Host>::host(&first.replace('_', ".")), event),
+        domain::Event::Proxy(event) => stored(&Key::<Proxy>::proxy(&slug(first)), event),
         domain::Event::Token(event) => stored(&Key::<Token>::token(TokenId(first.parse().expect("an id"))), event),
         domain::Event::Hook(event) => stored(&Key::<Hook>::hook(&slug(first)), event),
         domain::Event::Registry(event) => {

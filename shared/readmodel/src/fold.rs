@@ -22,7 +22,12 @@ pub(crate) fn time(recorded: &Recorded) -> DateTime<Utc> {
 pub(crate) fn of_stage(recorded: &Recorded) -> Option<((&str, &str), &stage::Event)> {
     match &recorded.event {
         Event::Stage(event) => Some(((recorded.project()?, recorded.stage()?), event)),
-        Event::Project(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Hook(_) => None,
+        Event::Project(_)
+        | Event::Route(_)
+        | Event::Registry(_)
+        | Event::Token(_)
+        | Event::Proxy(_)
+        | Event::Hook(_) => None,
     }
 }
 

@@ -43,7 +43,12 @@ pub async fn list(database: &PgPool) -> Result<Vec<Hook>, Error> {
 pub(crate) fn key(recorded: &Recorded) -> Option<String> {
     match &recorded.event {
         Event::Hook(_) => recorded.key.first().cloned(),
-        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) => None,
+        Event::Project(_)
+        | Event::Stage(_)
+        | Event::Route(_)
+        | Event::Registry(_)
+        | Event::Proxy(_)
+        | Event::Token(_) => None,
     }
 }
 

@@ -12,6 +12,7 @@ pub mod hooks;
 pub mod instances;
 pub mod projects;
 pub mod promotions;
+pub mod proxies;
 pub mod registries;
 pub mod stages;
 pub mod tokens;
@@ -51,13 +52,14 @@ pub struct Model {
 type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
-pub static MODELS: [Model; 9] = [
+pub static MODELS: [Model; 10] = [
     projects::MODEL,
     stages::MODEL,
     deployments::MODEL,
     promotions::MODEL,
     instances::MODEL,
     registries::MODEL,
+    proxies::MODEL,
     tokens::MODEL,
     hooks::MODEL,
     events::MODEL,

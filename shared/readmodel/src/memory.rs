@@ -14,6 +14,7 @@ use crate::{
     instances::{self, Instance, State},
     projects::{self, Project},
     promotions::{self, Promotion},
+    proxies::{self, Proxy},
     registries::{self, Registry},
     stages::{self, Stage},
     tokens::{self, Token},
@@ -26,6 +27,7 @@ pub struct ReadModels {
     deployments: BTreeMap<Uuid, Deployment>,
     promotions: BTreeMap<Uuid, Promotion>,
     registries: BTreeMap<String, Registry>,
+    proxies: BTreeMap<String, Proxy>,
     tokens: BTreeMap<Uuid, Token>,
     hooks: BTreeMap<String, Hook>,
     instances: BTreeMap<(String, String), instances::Rows>,
@@ -42,6 +44,7 @@ impl ReadModels {
         deployments::fold(&mut self.deployments, events);
         promotions::fold(&mut self.promotions, events);
         registries::fold(&mut self.registries, events);
+        proxies::fold(&mut self.proxies, events);
         tokens::fold(&mut self.tokens, events);
         hooks::fold(&mut self.hooks, events);
         let instances = self.instances(events, first);
@@ -52,6 +55,7 @@ impl ReadModels {
             ("promotions", changed(&self.promotions, events, promotions::key, |row| row.sequence >= first)?),
             ("instances", rows(instances.iter())?),
             ("registries", changed(&self.registries, events, registries::key, |row| row.sequence >= first)?),
+            ("proxies", changed(&self.proxies, events, proxies::key, |row| row.sequence >= first)?),
             ("tokens", changed(&self.tokens, events, tokens::key, |row| row.sequence >= first)?),
             ("hooks", changed(&self.hooks, events, hooks::key, |row| row.sequence >= first)?),
             ("events", events.iter().map(event).collect::<Result<_, _>>()?),
@@ -155,6 +159,7 @@ mod tests {
             "instances" => &["deployment", "name"],
             "registries" => &["host"],
             "hooks" => &["name"],
+            "proxies" => &["name"],
             "events" => &["sequence"],
             other => panic!("{other} is new: say here what its key is"),
         };

@@ -9,6 +9,7 @@ use domain::{
     image::{Image, Source},
     project::{self, Declaration, Project},
     promotion::{Approvals, Case, Gates, Rules, Standing},
+    proxy::{self, Driver, Mode, Proxy, Settings},
     registry::{self, Registry, RegistrySettings},
     settings::StageSettings,
     stage::{self, Attempt, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
@@ -54,6 +55,7 @@ pub(crate) struct History {
     pub(crate) stages: BTreeMap<(String, String), Stage>,
     projects: BTreeMap<String, Project>,
     registries: BTreeMap<String, Registry>,
+    proxies: BTreeMap<String, Proxy>,
     tokens: BTreeMap<u128, Token>,
     hooks: BTreeMap<String, Hook>,
 }
@@ -82,6 +84,12 @@ impl History {
         let mut state = self.registries.remove(host).unwrap_or_default();
         self.decide(&Key::registry(host).expect("a good host"), &mut state, command);
         self.registries.insert(host.to_owned(), state);
+    }
+
+    pub(crate) fn proxy(&mut self, name: &str, command: proxy::Command) {
+        let mut state = self.proxies.remove(name).unwrap_or_default();
+        self.decide(&Key::proxy(&slug(name)), &mut state, command);
+        self.proxies.insert(name.to_owned(), state);
     }
 
     pub(crate) fn token(&mut self, id: u128, command: token::Command) {
@@ -242,6 +250,7 @@ pub(crate) enum Happening {
     Health(u8, bool),
     Archive,
     Credentials(bool),
+    Proxy(bool),
     Token(bool),
     Registry(u8),
     Hook(u8),
@@ -268,6 +277,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<(u8, bool)>().prop_map(|(n, healthy)| Happening::Health(n, healthy)),
         1 => Just(Happening::Archive),
         1 => any::<bool>().prop_map(Happening::Credentials),
+        1 => any::<bool>().prop_map(Happening::Proxy),
         1 => any::<bool>().prop_map(Happening::Token),
         1 => any::<u8>().prop_map(Happening::Registry),
         1 => any::<u8>().prop_map(Happening::Hook),
@@ -359,6 +369,14 @@ pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, d
             };
             history.registry(&host, command);
         }
+        Happening::Proxy(set) => history.proxy(
+            "front",
+            if set {
+                proxy::Command::Configure(proxy_settings(&format!("http://127.0.0.1:{}", 80 + stage.len())))
+            } else {
+                proxy::Command::Remove
+            },
+        ),
         Happening::Credentials(set) => history.registry(
             "registry.test:5000",
             if set {
@@ -373,6 +391,11 @@ pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, d
             },
         ),
     }
+}
+
+pub(crate) fn proxy_settings(url: &str) -> Settings {
+    let (url, address) = (Some(url.to_owned()), Some("127.0.0.1:80".to_owned()));
+    Settings { driver: Driver::Npm, mode: Mode::Direct, url, address, edge: None }
 }
 
 /// Kind and image of what a stage holds, in the words of the read model.

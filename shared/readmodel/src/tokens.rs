@@ -40,7 +40,12 @@ pub async fn list(database: &PgPool) -> Result<Vec<Token>, Error> {
 pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
     match &recorded.event {
         Event::Token(_) => recorded.key.first()?.parse().ok(),
-        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Registry(_) | Event::Hook(_) => None,
+        Event::Project(_)
+        | Event::Stage(_)
+        | Event::Route(_)
+        | Event::Registry(_)
+        | Event::Proxy(_)
+        | Event::Hook(_) => None,
     }
 }
 

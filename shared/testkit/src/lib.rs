@@ -1,6 +1,6 @@
 //! Development only: the real parts that tests run against, each private to its test or shared by one test run.
 //!
-//! Owns the start and the certain end of nats-server, PostgreSQL, dockerd and docker-registry, the sample application
+//! Owns the start and the certain end of nats-server, PostgreSQL, dockerd, docker-registry and proxies, the sample application
 //! and its images, the load generator, and the relay that disturbs the traffic between parts. Must never be a
 //! dependency of anything that ships (only a `dev-dependency`), and must never import a service: a test that needs one
 //! brings it along.
@@ -13,6 +13,7 @@ mod load;
 mod nats;
 mod postgres;
 mod process;
+mod proxies;
 mod registry;
 mod relay;
 mod sluice;
@@ -26,6 +27,7 @@ pub use load::{Load, Report, Running};
 pub use nats::{Nats, nats_server};
 pub use postgres::{Database, Postgres};
 pub use process::{find_program, free_port};
+pub use proxies::{NpmStandIn, UserProxy};
 pub use registry::Registry;
 pub use relay::{Direction, Flow, Relay};
 pub use sluice::Sluice;

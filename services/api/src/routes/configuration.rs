@@ -1,6 +1,6 @@
 //! The whole configuration as one document: exported, compared, applied.
 //!
-//! A further kind of thing is a field of the document (in `domain`), a line in [`standing`], and a part of [`carry_out`].
+//! A further kind of thing is a field of the document (in `domain`), a line in [`standing`], and a part of [`works`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use axum::{Json, extract::State};
 use domain::{
     Context, Slug,
     configuration::{self, Change, Configuration, DeclaredProject, Group, Named, Plan},
-    hook,
+    hook, proxy,
     registry::{self, RegistrySettings},
 };
 use eventlog::Committed;
@@ -20,7 +20,7 @@ use readmodel::projects::Project;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{AtLeast, IdempotencyKey, Taken, hooks, projects::change_together, registries};
+use super::{AtLeast, IdempotencyKey, Taken, hooks, projects::change_together, proxies, registries};
 use crate::{
     Api,
     extract::{Asked, Query},
@@ -169,8 +169,14 @@ async fn standing(api: &Api) -> Result<Standing, Error> {
     let hooks = readmodel::hooks::list(&api.pool).await?;
     let with_secret = hooks.iter().filter(|hook| hook.has_secret).filter_map(|hook| hook.name.parse().ok()).collect();
     let hooks = hooks.into_iter().filter_map(|hook| Some((hook.name.parse().ok()?, hook.settings?)));
-    let configuration =
-        Configuration { projects: declared.collect(), registries: registries.collect(), hooks: hooks.collect() };
+    let proxies = readmodel::proxies::list(&api.pool).await?;
+    let proxies = proxies.into_iter().filter_map(|proxy| Some((proxy.name.parse().ok()?, proxy.settings?)));
+    let configuration = Configuration {
+        projects: declared.collect(),
+        registries: registries.collect(),
+        hooks: hooks.collect(),
+        proxies: proxies.collect(),
+    };
     Ok(Standing { configuration, projects, signed_in, with_secret })
 }
 
@@ -220,25 +226,36 @@ impl Standing {
     }
 }
 
-/// What is to be done beside projects, by names that make a command of each.
-fn beside_projects(current: &Configuration, wanted: &Configuration, prune: bool) -> Vec<(String, Work)> {
-    let mut works = vec![];
-    let mut add = |name: String, work| works.push((name, work));
+/// What is to be done, in order: a proxy is there before the stages behind it, and goes after them. The names make a
+/// command of each.
+fn works(current: &Configuration, wanted: &Configuration, prune: bool) -> [Vec<(String, Work)>; 3] {
+    let (mut first, mut last) = (vec![], vec![]);
     for (host, settings) in changed(&current.registries, &wanted.registries) {
         let (host, settings) = (host.clone(), settings.clone());
-        add(format!("registry {host}"), Work::Registry(registry::Command::Configure { host, settings }));
+        first.push((format!("registry {host}"), Work::Registry(registry::Command::Configure { host, settings })));
     }
     for host in left_out(&current.registries, &wanted.registries, prune).cloned() {
-        add(format!("registry {host}"), Work::Registry(registry::Command::Remove { host }));
+        last.push((format!("registry {host}"), Work::Registry(registry::Command::Remove { host })));
     }
     for (name, settings) in changed(&current.hooks, &wanted.hooks) {
         let command = hook::Command::Configure { settings: settings.clone() };
-        add(format!("hook {name}"), Work::Hook(name.clone(), command));
+        first.push((format!("hook {name}"), Work::Hook(name.clone(), command)));
     }
     for name in left_out(&current.hooks, &wanted.hooks, prune).cloned() {
-        add(format!("hook {name}"), Work::Hook(name, hook::Command::Remove));
+        last.push((format!("hook {name}"), Work::Hook(name, hook::Command::Remove)));
     }
-    works
+    for (name, settings) in changed(&current.proxies, &wanted.proxies) {
+        let command = proxy::Command::Configure(settings.clone());
+        first.push((format!("proxy {name}"), Work::Proxy(name.clone(), command)));
+    }
+    for name in left_out(&current.proxies, &wanted.proxies, prune).cloned() {
+        last.push((format!("proxy {name}"), Work::Proxy(name, proxy::Command::Remove)));
+    }
+    let groups = current.groups(wanted, prune).into_iter().map(|group| {
+        let name = group.keys().map(Slug::as_str).collect::<Vec<_>>().join(",");
+        (format!("projects {name}"), Work::Projects(group))
+    });
+    [first, groups.collect(), last]
 }
 
 fn changed<'a, K: Ord, V: PartialEq>(
@@ -264,34 +281,31 @@ async fn carry_out(
     prune: bool,
     context: &Context,
 ) -> Result<(Option<u64>, usize), Error> {
-    let groups = current.groups(wanted, prune).into_iter().map(|group| {
-        let name = group.keys().map(Slug::as_str).collect::<Vec<_>>().join(",");
-        (format!("projects {name}"), Work::Projects(group))
-    });
-    let works: Vec<(String, Work)> = beside_projects(current, wanted, prune).into_iter().chain(groups).collect();
-
-    let all = works.len();
+    let phases = works(current, wanted, prune);
+    let all = phases.iter().map(Vec::len).sum();
     // What was begun is brought to its end; after a failure nothing more is begun.
     let failed = &AtomicBool::new(false);
-    let mut done = stream::iter(works)
-        .take_while(|_| std::future::ready(!failed.load(Relaxed)))
-        .map(|(name, work)| async move {
-            // A command of its own, the same one however often the request comes.
-            let context = Context { command_id: idempotency::id(context, &name), ..context.clone() };
-            let done = work.carry_out(api, &context).await;
-            failed.fetch_or(done.is_err(), Relaxed);
-            done
-        })
-        .buffer_unordered(AT_ONCE);
     let (mut sequence, mut events, mut applied, mut failure) = (None, 0, 0, None);
-    while let Some(done) = done.next().await {
-        match done {
-            Ok(committed) => {
-                sequence = sequence.max(Some(committed.sequence));
-                events += committed.events.len();
-                applied += 1;
+    for works in phases {
+        let mut done = stream::iter(works)
+            .take_while(|_| std::future::ready(!failed.load(Relaxed)))
+            .map(|(name, work)| async move {
+                // A command of its own, the same one however often the request comes.
+                let context = Context { command_id: idempotency::id(context, &name), ..context.clone() };
+                let done = work.carry_out(api, &context).await;
+                failed.fetch_or(done.is_err(), Relaxed);
+                done
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(done) = done.next().await {
+            match done {
+                Ok(committed) => {
+                    sequence = sequence.max(Some(committed.sequence));
+                    events += committed.events.len();
+                    applied += 1;
+                }
+                Err(error) => failure = failure.or(Some(error)),
             }
-            Err(error) => failure = failure.or(Some(error)),
         }
     }
     match failure {
@@ -304,6 +318,7 @@ async fn carry_out(
 enum Work {
     Registry(registry::Command),
     Hook(Slug, hook::Command),
+    Proxy(Slug, proxy::Command),
     Projects(Group),
 }
 
@@ -313,6 +328,7 @@ impl Work {
             match self {
                 Self::Registry(command) => registries::carry_out(api, command, context).await,
                 Self::Hook(name, command) => hooks::carry_out(api, &name, command, context).await,
+                Self::Proxy(name, command) => proxies::carry_out(api, &name, command, context).await,
                 Self::Projects(group) => change_together(api, &group, context, in_document).await,
             }
         }
@@ -324,6 +340,10 @@ impl Work {
 fn in_document(project: &Slug, error: Error) -> Error {
     match error {
         Error::Project(rejection) => Error::Invalid(configuration::in_project(project, rejection)),
+        Error::Invalid(errors) => {
+            let path = format!("projects.{project}");
+            Error::Invalid(errors.into_iter().map(|wrong| wrong.under(&path)).collect())
+        }
         Error::Route { field, host, rejection } => {
             Error::Route { field: format!("projects.{project}.{field}"), host, rejection }
         }

@@ -11,6 +11,7 @@ mod logs;
 mod openapi;
 mod projects;
 mod promotions;
+mod proxies;
 mod registries;
 mod secrets;
 mod stages;
@@ -91,6 +92,12 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Admin), routes!(hooks::set_secret))
         .add(Needs(Admin), routes!(hooks::remove))
         .add_outside(Signed, routes!(crate::hooks::receive))
+        .add(Needs(Viewer), routes!(proxies::list))
+        .add(Needs(Admin), routes!(proxies::set))
+        .add(Needs(Admin), routes!(proxies::sign_in))
+        .add(Needs(Admin), routes!(proxies::remove))
+        .add(Needs(Operator), routes!(proxies::drift))
+        .add(Needs(Admin), routes!(proxies::repair))
         .add(Needs(Admin), routes!(secrets::set))
         .add(Needs(Admin), routes!(secrets::remove))
         .add(Needs(Admin), routes!(tokens::list))

@@ -5,7 +5,9 @@ use domain::{
     Aggregate, Context, DeploymentId, Key, Recorded, Slug,
     configuration::Group,
     project::{self, Declaration, Project},
+    proxy::Proxy,
     route::{self, Host},
+    settings::FieldError,
     stage::{self, Stage},
 };
 use eventlog::{Committed, ExecuteError, Transaction};
@@ -161,6 +163,7 @@ pub(super) async fn change_together(
             if let Ok(events) = before.decide(command.clone()) {
                 let mut after = before.clone();
                 events.iter().for_each(|event| after.evolve(event));
+                check_proxies(&mut transaction, &before, &after).await.map_err(|error| place(slug, error))?;
                 changes.push((slug, before, after));
             }
         }
@@ -206,6 +209,24 @@ async fn make_room(api: &Api, slug: &Slug, command: &project::Command, context: 
         api.log.execute(key, stage::Command::CancelWaiting { leave: 0 }, &context).await?;
     }
     Ok(())
+}
+
+/// A stage that changes must go with the proxy that it lies behind.
+async fn check_proxies(transaction: &mut Transaction, before: &Project, after: &Project) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    for (stage, settings) in
+        after.stages.iter().filter(|(stage, settings)| before.stages.get(*stage) != Some(*settings))
+    {
+        let Some(name) = settings.route.as_ref().and_then(|route| route.proxy.as_ref()) else { continue };
+        match &transaction.load(&Key::<Proxy>::proxy(name)).await?.state.settings {
+            Some(proxy) => errors.extend(proxy.check_stage(settings, &format!("stages.{stage}"))),
+            None => errors.push(FieldError {
+                field: format!("stages.{stage}.route.proxy"),
+                problem: format!("no proxy {name} is declared: `sluice proxy set {name}` declares it"),
+            }),
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::Invalid(errors)) }
 }
 
 async fn release_routes(

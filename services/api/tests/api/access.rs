@@ -18,6 +18,7 @@ fn operations() -> Vec<(Method, String, bool)> {
                 .replace("{stage}", "dev")
                 .replace("{host}", "registry.test")
                 .replace("{source}", "github")
+                .replace("{proxy}", "front")
                 .replace("{name}", "db")
                 .replace("{id}", "018f0000-0000-7000-8000-000000000000");
             assert!(!path.contains('{'), "a variable without a value: {path}");

@@ -12,5 +12,6 @@ mod openapi;
 mod parts;
 mod projects;
 mod promotions;
+mod proxies;
 mod registries;
 mod secrets;

@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_declared_port_wins_then_the_only_one_exposed() {
-        let route = Some(RouteSettings { host: "a.test".into(), path: "/".into() });
+        let route = Some(RouteSettings { host: "a.test".into(), path: "/".into(), proxy: None });
         let routed = StageSettings { route, ..StageSettings::default() };
         let declared = StageSettings { port: Some(9000), ..routed.clone() };
         assert_eq!(choose_port(&declared, &exposing(&["80/tcp"])), Ok(Some(9000)));

@@ -1,43 +1,27 @@
-//! The route: what the edges are told, and that they have done it.
+//! The route: what leads requests to the stage, and that it has been told.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use domain::{
     DeploymentId, Span,
     settings::RouteSettings,
     stage::{Kind, Release, Spec},
-    traffic::{DEPLOYMENT_HEADER, PROBE_HEADER, ROUTES, Route, Target, Upstream, UpstreamSet},
+    traffic::{Front, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
-use futures::future::join_all;
 
 use super::Job;
 use crate::{
     Node, Place,
-    docker::{Container, Engine},
-    edges::Seen,
+    docker::Container,
     failure::{Problem, StepError},
     health,
+    proxy::Permit,
 };
 
-/// An edge has the route within milliseconds; one that is cut off is forgotten when its entry expires.
-const CONFIRM: Duration = Duration::from_secs(30);
-/// How long to wait for the first edge to show up.
-const NO_EDGE: Duration = Duration::from_secs(10);
-/// How long a probe through an edge may take.
-const PROBE: Duration = Duration::from_secs(5);
 /// After the drain limit the edge itself cuts what is left; this is for hearing of it.
 const CUT: Duration = Duration::from_secs(10);
 /// A release that is taken back gets no more time than this for its requests.
 const DISCARD_DRAIN: Duration = Duration::from_secs(10);
-const QUICKEST: Duration = Duration::from_millis(10);
-const SLOWEST: Duration = Duration::from_millis(250);
-
-/// What every edge must say before a change counts as made.
-enum Expect<'a> {
-    Held { revision: u64 },
-    Live { revision: u64, route: &'a Route, deployment: DeploymentId },
-    Gone,
-}
 
 pub(super) async fn hold(job: &Job) -> Result<(), StepError> {
     let settings = &job.rollout.spec.settings;
@@ -50,9 +34,21 @@ pub(super) async fn hold(job: &Job) -> Result<(), StepError> {
     let limit =
         limits.map(|s| s.drain.as_millis() + s.stop_grace.as_millis() + s.health.limit().as_millis()).sum::<u64>();
     let target = Target::Held { limit: Span::millis(limit + 60_000) };
-    let route = route(&job.place, host, target, job.fence);
-    let revision = write(&job.node, &job.engine, &route).await?;
-    confirm(job, Expect::Held { revision }).await
+    let front = job.node.proxies.front(host).await?;
+    let route = route(&job.place, host, front, target, job.fence);
+    match route.direct() {
+        Some(proxy) if job.rollout.backward() => {
+            job.note(format!("the proxy {proxy} cannot hold requests back: some will fail until the release is back"));
+            Ok(())
+        }
+        Some(proxy) => Err(Problem::new(
+            "cannot_hold",
+            format!("the stage recreates its containers, and the proxy {proxy} cannot hold requests back meanwhile"),
+            "use the strategy blue-green, or the proxy in mode via_edge",
+        )
+        .into()),
+        None => job.node.proxies.hold(&route, &Permit::of(&job.engine)).await,
+    }
 }
 
 pub(super) async fn switch(job: &Job) -> Result<(), StepError> {
@@ -91,54 +87,39 @@ pub(super) async fn revert(job: &Job) -> Result<(), StepError> {
 /// Waits until the release that served before has no request in flight, as long as it is entitled to.
 pub(super) async fn drain(job: &Job) -> Result<(), StepError> {
     let Some(previous) = job.previous() else { return Ok(()) };
-    drained(job, previous.deployment, previous.spec.settings.drain.duration() + CUT).await
+    drained(job, previous.deployment, &previous.spec, previous.spec.settings.drain.duration(), CUT).await
 }
 
 /// For a release that is taken back, which may not have had any traffic.
 pub(super) async fn drain_discarded(job: &Job) -> Result<(), StepError> {
-    let limit = job.rollout.spec.settings.drain.duration().min(DISCARD_DRAIN);
-    drained(job, job.rollout.deployment, limit).await
+    let spec = &job.rollout.spec;
+    let limit = spec.settings.drain.duration().min(DISCARD_DRAIN);
+    drained(job, job.rollout.deployment, spec, limit, Duration::ZERO).await
 }
 
-async fn drained(job: &Job, deployment: DeploymentId, limit: Duration) -> Result<(), StepError> {
-    let began = Instant::now();
-    let mut pause = QUICKEST;
-    loop {
-        let seen = job.node.edges.ask(&job.node.log).await;
-        let busy = in_flight(&seen, deployment);
-        if busy == Some(0) {
-            return Ok(());
-        }
-        if began.elapsed() >= limit {
-            job.note(format!(
-                "{} requests were still in flight after {}s and are cut off",
-                busy.map_or("an unknown number of".to_owned(), |count| count.to_string()),
-                limit.as_secs(),
-            ));
-            return Ok(());
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 3 / 2).min(SLOWEST);
+async fn drained(
+    job: &Job,
+    deployment: DeploymentId,
+    spec: &Spec,
+    limit: Duration,
+    cut: Duration,
+) -> Result<(), StepError> {
+    let busy = job.node.proxies.drain(spec.settings.route.as_ref(), deployment, limit, cut).await?;
+    if let Some(busy) = busy {
+        job.note(format!(
+            "{} requests were still in flight after {}s and are cut off",
+            busy.map_or("an unknown number of".to_owned(), |count| count.to_string()),
+            (limit + cut).as_secs(),
+        ));
     }
-}
-
-/// Requests on a set over all edges; `None` while one of them does not say.
-fn in_flight(seen: &[Seen], deployment: DeploymentId) -> Option<u64> {
-    let mut sum = 0;
-    for Seen { status, .. } in seen {
-        let status = status.as_ref()?;
-        let live = status.routes.iter().filter_map(|route| route.live.as_ref());
-        let sets = live.chain(&status.draining).filter(|set| set.deployment == deployment);
-        sum += sets.map(|set| set.in_flight).sum::<u64>();
-    }
-    Some(sum)
+    Ok(())
 }
 
 fn upstream(container: &Container) -> Option<Upstream> {
     Some(Upstream { instance: container.name.clone(), address: container.address()? })
 }
 
-fn route(place: &Place, host: &RouteSettings, target: Target, fence: u64) -> Route {
+fn route(place: &Place, host: &RouteSettings, front: Option<Front>, target: Target, fence: u64) -> Route {
     Route {
         project: place.project.clone(),
         stage: place.stage.clone(),
@@ -146,6 +127,7 @@ fn route(place: &Place, host: &RouteSettings, target: Target, fence: u64) -> Rou
         path: host.path.clone(),
         target,
         fence,
+        front,
     }
 }
 
@@ -156,9 +138,9 @@ async fn point(
     spec: &Spec,
     upstreams: Vec<Upstream>,
 ) -> Result<(), StepError> {
-    let route = route(&job.place, host, live(deployment, spec, upstreams), job.fence);
-    let revision = write(&job.node, &job.engine, &route).await?;
-    confirm(job, Expect::Live { revision, route: &route, deployment }).await
+    let front = job.node.proxies.front(host).await?;
+    let route = route(&job.place, host, front, live(deployment, spec, upstreams), job.fence);
+    job.node.proxies.switch(&route, &Permit::of(&job.engine)).await
 }
 
 fn live(deployment: DeploymentId, spec: &Spec, upstreams: Vec<Upstream>) -> Target {
@@ -167,124 +149,8 @@ fn live(deployment: DeploymentId, spec: &Spec, upstreams: Vec<Upstream>) -> Targ
 }
 
 async fn withdraw(job: &Job) -> Result<(), StepError> {
-    let bucket = job.node.log.bucket(ROUTES);
-    let key = job.place.to_string();
-    while let Some(entry) = bucket.get(&key).await? {
-        if fence(&entry.value) > job.fence {
-            return Err(StepError::Fenced);
-        }
-        job.engine.allowed("withdrawing the route").await?;
-        match bucket.delete(&key, Some(entry.revision)).await {
-            Ok(()) | Err(eventlog::Error::WrongRevision { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    confirm(job, Expect::Gone).await
-}
-
-/// Writes `route` unless it stands already; returns the revision under which it does. The fence keeps an earlier worker
-/// from overwriting a later one's route; `allowed` keeps it from bringing back one that a later worker has withdrawn.
-async fn write(node: &Node, allowed: &Engine, route: &Route) -> Result<u64, StepError> {
-    let bucket = node.log.bucket(ROUTES);
-    let key = format!("{}.{}", route.project, route.stage);
-    // A route is made of texts and numbers, which always become JSON.
-    let value = serde_json::to_vec(route).unwrap_or_default();
-    loop {
-        let standing = bucket.get(&key).await?;
-        allowed.allowed("writing the route").await?;
-        let written = match standing {
-            Some(entry) if entry.value == value => return Ok(entry.revision),
-            Some(entry) if fence(&entry.value) > route.fence => return Err(StepError::Fenced),
-            Some(entry) => bucket.update(&key, value.clone(), entry.revision).await,
-            None => bucket.create(&key, value.clone()).await,
-        };
-        match written {
-            Ok(revision) => return Ok(revision),
-            // Another was faster: look again who it was.
-            Err(eventlog::Error::WrongRevision { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn fence(value: &[u8]) -> u64 {
-    serde_json::from_slice::<Route>(value).map_or(0, |route| route.fence)
-}
-
-/// Ends well when every edge that lives has done what it was told.
-async fn confirm(job: &Job, expect: Expect<'_>) -> Result<(), StepError> {
-    let began = Instant::now();
-    let mut pause = QUICKEST;
-    loop {
-        let seen = job.node.edges.ask(&job.node.log).await;
-        let open = match (&expect, seen.is_empty()) {
-            (Expect::Gone, true) => return Ok(()),
-            (Expect::Held { .. } | Expect::Live { .. }, true) if began.elapsed() >= NO_EDGE => {
-                return Err(Problem::new(
-                    "no_edge",
-                    "no edge is running, so nothing could take this stage's requests",
-                    "start one with `sluice edge` (`sluice up` runs one), then deploy again",
-                )
-                .into());
-            }
-            (Expect::Held { .. } | Expect::Live { .. }, true) => Some("no edge has shown up".to_owned()),
-            (Expect::Held { .. } | Expect::Live { .. } | Expect::Gone, false) => {
-                join_all(seen.iter().map(|seen| missing(job, seen, &expect))).await.into_iter().flatten().next()
-            }
-        };
-        let Some(open) = open else { return Ok(()) };
-        if began.elapsed() >= CONFIRM {
-            return Err(Problem::new(
-                "not_confirmed",
-                format!("the change of the route was not confirmed within {}s: {open}", CONFIRM.as_secs()),
-                "look at that edge's log, and whether it reaches NATS and the containers' network; then deploy again",
-            )
-            .into());
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 3 / 2).min(SLOWEST);
-    }
-}
-
-/// What is still missing at one edge; none when it has done what it was told.
-async fn missing(job: &Job, Seen { edge, status }: &Seen, expect: &Expect<'_>) -> Option<String> {
-    let id = &edge.id;
-    let Some(status) = status else { return Some(format!("edge {id} does not answer")) };
-    let key = job.place.to_string();
-    let found = status.routes.iter().find(|route| route.key == key);
-    match expect {
-        Expect::Gone => found.map(|_| format!("edge {id} still has the route")),
-        Expect::Held { revision } => {
-            let held = found.is_some_and(|route| route.revision >= *revision && route.held);
-            (!held).then(|| format!("edge {id} does not hold the route yet"))
-        }
-        Expect::Live { revision, route, deployment } => {
-            if !found.is_some_and(|route| route.revision >= *revision && !route.held) {
-                return Some(format!("edge {id} has not taken up the route yet"));
-            }
-            // What counts is what a client would see.
-            let url = format!("http://{}{}", edge.address, route.path);
-            let probe = job.node.http.head(url).header("host", &route.host).header(PROBE_HEADER, &edge.probe_token);
-            match probe.timeout(PROBE).send().await {
-                Ok(answer) => {
-                    let by = answer.headers().get(DEPLOYMENT_HEADER).and_then(|value| value.to_str().ok());
-                    (by != Some(deployment.to_string().as_str())).then(|| match by {
-                        Some(other) => format!("a probe through edge {id} was answered by deployment {other}"),
-                        None => {
-                            format!(
-                                "a probe through edge {id} was answered {} by no deployment",
-                                answer.status().as_u16()
-                            )
-                        }
-                    })
-                }
-                Err(error) => {
-                    let error = crate::failure::chain(&error.without_url());
-                    Some(format!("a probe through edge {id} failed: {error}"))
-                }
-            }
-        }
-    }
+    let Place { project, stage } = &job.place;
+    job.node.proxies.withdraw(project, stage, job.fence, &Permit::of(&job.engine)).await
 }
 
 /// Brings the route to what the stage's events say, as far as no rollout is at work on it: written anew where it was
@@ -315,16 +181,24 @@ pub(crate) async fn refresh_route(node: &Node, place: &Place) -> Result<(), Step
             if !right && ours && loaded.state.node() == Some(&node.name) {
                 return match wanted {
                     Some(current) => rewrite_route(node, place, current, loaded.version).await,
-                    None => match bucket.delete(&key, Some(revision)).await {
-                        Ok(()) | Err(eventlog::Error::WrongRevision { .. }) => Ok(()),
-                        Err(error) => Err(error.into()),
-                    },
+                    None => {
+                        let Place { project, stage } = place;
+                        let upto = stands.map_or(loaded.version, |route| route.fence);
+                        unfenced(node.proxies.forget(project, stage, upto, &Permit::of(&node.engine)).await)
+                    }
                 };
             }
         }
         let Some(mut stands) = stands else { return Ok(()) };
         if !with_present_addresses(node, place, &mut stands).await? {
             return Ok(());
+        }
+        if stands.direct().is_some() {
+            // What a rollout does with it comes to the present addresses by itself.
+            if loaded.state.active.is_some() {
+                return Ok(());
+            }
+            return unfenced(node.proxies.switch(&stands, &Permit::of(&node.engine)).await);
         }
         let value = serde_json::to_vec(&stands).unwrap_or_default();
         match bucket.update(&key, value, revision).await {
@@ -359,9 +233,19 @@ async fn rewrite_route(node: &Node, place: &Place, current: &Release, version: u
         return Ok(());
     }
     let target = live(current.deployment, &current.spec, upstreams);
-    // Any rollout begun since then has a larger fence.
-    match write(node, &node.engine, &route(place, host, target, version)).await {
-        Ok(_) | Err(StepError::Fenced) => Ok(()),
-        Err(error) => Err(error),
+    let front = node.proxies.front(host).await?;
+    let route = route(place, host, front, target, version);
+    unfenced(match route.direct() {
+        Some(_) => node.proxies.switch(&route, &Permit::of(&node.engine)).await,
+        None => node.proxies.write(&route, &Permit::of(&node.engine)).await,
+    })
+}
+
+/// Any rollout begun since then has a larger fence. A proxy that is away is no reason to leave the other stages alone.
+fn unfenced(outcome: Result<(), StepError>) -> Result<(), StepError> {
+    match outcome {
+        Err(StepError::Fenced) => Ok(()),
+        Err(StepError::Transient(problem)) if problem.code.starts_with("proxy_") => Err(StepError::Failed(problem)),
+        other => other,
     }
 }

@@ -202,7 +202,7 @@ impl Lab {
             start_period: Span::millis(500),
             ..HealthCheck::default()
         };
-        let route = Some(RouteSettings { host: format!("{}.test", self.project), path: "/".into() });
+        let route = Some(RouteSettings { host: format!("{}.test", self.project), path: "/".into(), proxy: None });
         StageSettings { health, route, stop_grace: Span::secs(2), drain: Span::secs(3), ..StageSettings::default() }
     }
 

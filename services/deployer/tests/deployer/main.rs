@@ -9,6 +9,7 @@ mod engine_hangs;
 mod lab;
 mod nats_hangs;
 mod outages;
+mod proxies;
 mod queue;
 mod registry_hangs;
 mod rollouts;

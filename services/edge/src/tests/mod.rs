@@ -82,8 +82,15 @@ impl Edge {
 
     fn put(&self, fence: u64, target: Target) {
         let name = |text: &str| text.parse().expect("a name");
-        let route =
-            Route { project: name("shop"), stage: name("prod"), host: HOST.into(), path: "/".into(), target, fence };
+        let route = Route {
+            project: name("shop"),
+            stage: name("prod"),
+            host: HOST.into(),
+            path: "/".into(),
+            target,
+            fence,
+            front: None,
+        };
         self.routes.put(KEY, fence, route);
     }
 

@@ -205,6 +205,7 @@ fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Registry => "registry",
         Kind::Hook => "hook",
+        Kind::Proxy => "proxy",
         Kind::Project => "project",
         Kind::Stage => "stage",
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     Target,
     exit::{Code, Failure},
-    rollout,
+    proxy, rollout,
     ui::{self, Ui},
 };
 use crate::client::{self, Client, Deployment, DeploymentAccepted, Parts, Stage, Status};
@@ -19,6 +19,9 @@ pub(crate) struct Deploy {
     target: Target,
     /// [registry/]repository[:tag], or only a tag where the stage names its repository
     image: String,
+    /// Only say what would be replaced, and what clients would see of the switch
+    #[arg(long, conflicts_with_all = ["follow", "hotfix", "idempotency_key"])]
+    plan: bool,
     /// Look on, step by step, until it has ended; Ctrl-C only ends the looking on
     #[arg(short, long)]
     follow: bool,
@@ -73,7 +76,10 @@ pub(crate) struct Cancel {
 }
 
 pub(super) async fn run(args: Deploy, client: &Client, ui: &Ui) -> Result<Code, Failure> {
-    let Deploy { target, image, follow, hotfix, reason, idempotency_key } = args;
+    let Deploy { target, image, plan, follow, hotfix, reason, idempotency_key } = args;
+    if plan {
+        return planned(&target, &image, client, ui).await;
+    }
     let (path, body) = if hotfix {
         ("/hotfixes", json!({ "image": image, "reason": reason }))
     } else {
@@ -92,6 +98,27 @@ pub(super) async fn redeploy(args: Redeploy, client: &Client, ui: &Ui) -> Result
     let Redeploy { target, follow, idempotency_key } = args;
     let parts = Parts { idempotency_key, ..Parts::default() };
     requested(&target, "/redeploy", parts, follow, client, ui).await
+}
+
+/// What a deployment of `image` would do; nothing is asked for.
+async fn planned(target: &Target, image: &str, client: &Client, ui: &Ui) -> Result<Code, Failure> {
+    let stage: Stage = client::read(client.get(&target.path(""), &[]).await?)?;
+    let switch = proxy::in_front_of(&stage, client).await?;
+    let replaces = stage.current.as_ref().map(|current| current.image.requested.clone());
+    let route = stage.settings.route.as_ref().map(|route| format!("{}{}", route.host, route.path));
+    if ui.json {
+        ui.document(&json!({ "image": image, "replaces": replaces, "route": route, "switch": switch }))?;
+        return Ok(Code::Ok);
+    }
+    let line = |what: &str, value: Option<String>| [what.to_owned(), value.unwrap_or_else(|| "-".into())];
+    let rows = vec![
+        line("deploys", Some(image.to_owned())),
+        line("replaces", replaces),
+        line("route", route),
+        line("switch", switch),
+    ];
+    ui.table(["PLAN", &target.to_string()], rows)?;
+    Ok(Code::Ok)
 }
 
 /// Asks for a deployment, says which one it is, and looks on where that is wanted.

@@ -15,6 +15,7 @@ mod policy;
 mod project;
 mod promotion;
 mod prompt;
+mod proxy;
 pub(crate) mod readmodels;
 mod registry;
 mod rollout;
@@ -100,6 +101,9 @@ pub(crate) enum Command {
     /// Webhooks by which registries and builds tell of images
     #[command(subcommand)]
     Hook(hook::Command),
+    /// Reverse proxies of your own, in front of stages
+    #[command(subcommand)]
+    Proxy(proxy::Command),
     /// Secrets that stages run with
     #[command(subcommand)]
     Secret(secret::Command),
@@ -193,6 +197,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Policy(target) => policy::run(target, &client, ui).await,
         Command::Hook(command) => hook::run(command, &client, ui).await,
         Command::Registry(command) => registry::run(command, &client, ui).await,
+        Command::Proxy(command) => proxy::run(command, &client, ui).await,
         Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,

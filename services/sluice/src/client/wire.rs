@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use domain::{
-    DeploymentId, PromotionId, Role, TokenId,
+    DeploymentId, PromotionId, Role, Slug, TokenId,
     hook::HookSettings,
     image::Image,
     policy::TagPolicy,
@@ -154,6 +154,9 @@ pub(crate) struct Routed {
 pub(crate) struct Route {
     pub(crate) host: String,
     pub(crate) path: String,
+    /// Of the user's own, in front of it.
+    #[serde(default)]
+    pub(crate) proxy: Option<Slug>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -299,6 +302,15 @@ pub(crate) struct Hook {
 pub(crate) struct StagePolicy {
     pub(crate) policy: Option<TagPolicy>,
     pub(crate) last: Option<Look>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Proxy {
+    pub(crate) name: String,
+    pub(crate) settings: domain::proxy::Settings,
+    pub(crate) username: Option<String>,
+    pub(crate) changed_by: String,
+    pub(crate) changed_at: DateTime<Utc>,
 }
 
 #[derive(Debug, Deserialize)]

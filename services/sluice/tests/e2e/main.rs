@@ -5,6 +5,7 @@ mod configuration;
 mod deploy;
 mod harness;
 mod policies;
+mod proxies;
 mod release;
 mod restart;
 mod secrets;

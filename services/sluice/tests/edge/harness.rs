@@ -194,7 +194,7 @@ pub(crate) fn route(number: u64, upstreams: &[SocketAddr]) -> Vec<u8> {
         drain: Span::secs(30),
     });
     let (project, stage) = (name("shop"), name("prod"));
-    let route = Route { project, stage, host: HOST.into(), path: "/".into(), target, fence: number };
+    let route = Route { project, stage, host: HOST.into(), path: "/".into(), target, fence: number, front: None };
     serde_json::to_vec(&route).expect("serializable")
 }
 

@@ -153,6 +153,7 @@ async fn edge(bench: &Bench, directory: &Path, upstream: u16) -> Result<Proxy> {
         path: "/".into(),
         target,
         fence: 1,
+        front: None,
     };
     let routes = parts::event_log(&nats).await?.bucket(ROUTES);
     routes.put("bench.prod", serde_json::to_vec(&route)?).await?;

@@ -104,7 +104,7 @@ fn route(stage: &str, host: &str, number: u64, upstreams: &[u16]) -> Result<Vec<
         drain: Span::secs(60),
     });
     let (project, stage) = ("bench".parse()?, stage.parse()?);
-    let route = Route { project, stage, host: host.into(), path: "/".into(), target, fence: number };
+    let route = Route { project, stage, host: host.into(), path: "/".into(), target, fence: number, front: None };
     Ok(serde_json::to_vec(&route)?)
 }
 

@@ -7,6 +7,7 @@ use crate::{
     env::{EnvValue, SecretRef},
     hook,
     route::{self, Host},
+    settings::RouteSettings,
 };
 
 fn slug(text: &str) -> Slug {
@@ -26,6 +27,7 @@ fn settings() -> impl Strategy<Value = StageSettings> {
                 route: host.map(|(host, root)| RouteSettings {
                     host: format!("h{host}.test"),
                     path: if root { "/" } else { "/shop" }.into(),
+                    proxy: None,
                 }),
                 ..StageSettings::default()
             };
@@ -66,7 +68,7 @@ fn configuration() -> impl Strategy<Value = Configuration> {
     });
     let hooks = prop::collection::btree_map(prop::sample::select(vec!["x", "y"]).prop_map(slug), hook, 0..3);
     (projects, registries, hooks).prop_map(|(projects, registries, hooks)| {
-        let mut all = Configuration { projects, registries, hooks };
+        let mut all = Configuration { projects, registries, hooks, proxies: BTreeMap::new() };
         // Nobody can hold what another has.
         let mut taken = BTreeSet::new();
         for settings in all.projects.values_mut().flat_map(|project| project.stages.values_mut()) {
@@ -87,7 +89,9 @@ impl World {
         let projects =
             configuration.projects.iter().map(|(slug, project)| (slug.clone(), project.state(slug))).collect();
         let mut world = Self { projects, hosts: BTreeMap::new() };
-        for (route, project, stage) in configuration.routes() {
+        for (route, project, stage) in
+            configuration.stages().filter_map(|(p, s, settings)| Some((settings.route.as_ref()?, p, s)))
+        {
             world.claim(route, project, stage);
         }
         world
@@ -119,7 +123,7 @@ impl World {
                 .extend(after.difference(&before).map(|(route, stage)| (route.clone(), slug.clone(), stage.clone())));
             count += events.len();
         }
-        for (RouteSettings { host, path }, project, stage) in released {
+        for (RouteSettings { host, path, proxy: _ }, project, stage) in released {
             self.decide(&host, route::Command::Release { path, project, stage });
         }
         for (route, project, stage) in claimed {

@@ -25,7 +25,7 @@ fn spec(strategy: Rolling, bake: Span) -> Spec {
         settings: StageSettings {
             strategy,
             bake,
-            route: Some(RouteSettings { host: "shop.test".into(), path: "/".into() }),
+            route: Some(RouteSettings { host: "shop.test".into(), path: "/".into(), proxy: None }),
             ..StageSettings::default()
         },
     }

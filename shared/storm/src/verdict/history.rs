@@ -172,6 +172,7 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Stage(_) => "stage",
         Event::Route(_) => "route",
         Event::Registry(_) => "registry",
+        Event::Proxy(_) => "proxy",
         Event::Token(_) => "token",
         Event::Hook(_) => "hook",
     }

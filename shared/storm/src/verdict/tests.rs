@@ -20,7 +20,7 @@ fn id(number: u128) -> DeploymentId {
 
 fn spec() -> Spec {
     let image = Image { requested: "r/shop:v1".into(), digest: "sha256:1".into(), source: Source::Registry };
-    let route = Some(RouteSettings { host: "shop.test".into(), path: "/".into() });
+    let route = Some(RouteSettings { host: "shop.test".into(), path: "/".into(), proxy: None });
     Spec { image, settings: StageSettings { route, ..StageSettings::default() } }
 }
 
@@ -91,6 +91,7 @@ fn route(number: u128) -> Route {
         path: "/".into(),
         target: Target::Live(set),
         fence: 1,
+        front: None,
     }
 }
 
