@@ -39,9 +39,9 @@ pub enum Event {
     #[serde(rename = "secret.removed.v1")]
     SecretRemoved { name: String },
     #[serde(rename = "stage.added.v1")]
-    StageAdded { stage: Slug, settings: StageSettings },
+    StageAdded { stage: Slug, settings: Box<StageSettings> },
     #[serde(rename = "stage.changed.v1")]
-    StageChanged { stage: Slug, settings: StageSettings },
+    StageChanged { stage: Slug, settings: Box<StageSettings> },
     #[serde(rename = "stage.archived.v1")]
     StageArchived { stage: Slug },
 }
@@ -188,9 +188,9 @@ impl Project {
 
     fn change_stage(&self, stage: &Slug, settings: &StageSettings) -> Option<Event> {
         match self.stages.get(stage) {
-            None => Some(Event::StageAdded { stage: stage.clone(), settings: settings.clone() }),
+            None => Some(Event::StageAdded { stage: stage.clone(), settings: Box::new(settings.clone()) }),
             Some(known) if known != settings => {
-                Some(Event::StageChanged { stage: stage.clone(), settings: settings.clone() })
+                Some(Event::StageChanged { stage: stage.clone(), settings: Box::new(settings.clone()) })
             }
             Some(_) => None,
         }
@@ -345,7 +345,7 @@ impl Aggregate for Project {
                 self.secrets.remove(name);
             }
             Event::StageAdded { stage, settings } | Event::StageChanged { stage, settings } => {
-                self.stages.insert(stage.clone(), settings.clone());
+                self.stages.insert(stage.clone(), StageSettings::clone(settings));
             }
             Event::StageArchived { stage } => {
                 self.stages.remove(stage);
@@ -397,7 +397,7 @@ mod tests {
     fn a_changed_stage_is_one_event_with_the_whole_settings() {
         let project = given(vec![apply(&[("dev", on("a.test")), ("prod", on("b.test"))])]);
         let events = project.decide(apply(&[("dev", on("c.test"))])).expect("accepted");
-        assert_eq!(events, [Event::StageChanged { stage: slug("dev"), settings: on("c.test") }]);
+        assert_eq!(events, [Event::StageChanged { stage: slug("dev"), settings: Box::new(on("c.test")) }]);
     }
 
     #[test]

@@ -64,8 +64,8 @@ fn samples() -> Vec<(String, serde_json::Value)> {
             EnvChanged { env: [("GREETING".to_owned(), "hello".into()), ("PASSWORD".to_owned(), secret)].into() },
             SecretSet { name: "db".into(), version: 2, vault: "secret/shop/db/x".into() },
             SecretRemoved { name: "db".into() },
-            StageAdded { stage: stage.clone(), settings: settings.clone() },
-            StageChanged { stage: stage.clone(), settings },
+            StageAdded { stage: stage.clone(), settings: Box::new(settings.clone()) },
+            StageChanged { stage: stage.clone(), settings: Box::new(settings) },
             StageArchived { stage },
         ];
         all.map(|e| stored(&Key::<Project>::project(&slug("shop")), &e)).to_vec()

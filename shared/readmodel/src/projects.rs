@@ -95,7 +95,7 @@ impl Project {
                 self.secrets.remove(name);
             }
             project::Event::StageAdded { stage, settings } | project::Event::StageChanged { stage, settings } => {
-                self.stages.insert(stage.to_string(), settings.clone());
+                self.stages.insert(stage.to_string(), StageSettings::clone(settings));
             }
             project::Event::StageArchived { stage } => {
                 self.stages.remove(stage.as_str());

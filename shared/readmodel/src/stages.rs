@@ -142,10 +142,10 @@ impl Stage {
     fn declared(&mut self, event: &project::Event) {
         match event {
             project::Event::StageAdded { settings, .. } => {
-                self.settings = settings.clone();
+                self.settings = StageSettings::clone(settings);
                 self.archived = false;
             }
-            project::Event::StageChanged { settings, .. } => self.settings = settings.clone(),
+            project::Event::StageChanged { settings, .. } => self.settings = StageSettings::clone(settings),
             project::Event::StageArchived { .. } => self.archived = true,
             project::Event::Created { .. }
             | project::Event::Renamed { .. }
