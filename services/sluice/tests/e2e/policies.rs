@@ -99,6 +99,25 @@ async fn a_push_is_deployed_at_once_a_pin_stays_and_only_versions_of_the_range_a
     tokio::time::timeout(PATIENCE, held).await.expect("the pin stands");
     sluice.run(&["unhold", "shop", "dev"]).await;
     assert_eq!(sluice.ended("dev", &first).await["status"], "succeeded");
+    // A build says what it wants.
+    let made = sluice.json(&["hook", "set", "ci", "--source", "plain", "--stage", "shop/qa"]).await;
+    let bearer = format!("Bearer {}", made["secret"].as_str().expect("shown once"));
+    let wish = async |image: &str| {
+        let url = format!("http://{}/hooks/plain/ci", sluice.api);
+        let request = reqwest::Client::new().post(url).header("authorization", &bearer);
+        let answer = request.body(format!("{{\"image\": \"{image}\"}}")).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON"))
+    };
+    let (status, answer) = wish("1.3.9").await;
+    assert_eq!((status, &answer["stages"][0]["finding"]), (202, &"requested".into()), "{answer:#}");
+    let built = sluice.ended("qa", &format!("{registry}/shop:1.3.9")).await;
+    assert_eq!(built["origin"], serde_json::json!({"kind": "hook", "hook": "ci"}));
+    let (status, answer) = wish("1.3.9").await;
+    assert_eq!((status, &answer["stages"][0]["finding"]), (202, &"nothing_new".into()), "{answer:#}");
+    sluice.run(&["lock", "shop", "qa", "--reason", "a visit"]).await;
+    let (status, answer) = wish("1.4.0").await;
+    assert_eq!((status, &answer["code"]), (409, &"locked".into()), "{answer:#}");
+
     for told in [sluice.run(&["events", "-n", "1000", "--json"]).await, sluice.log_text()] {
         assert!(!told.contains(&secret), "the secret is told: {told}");
     }
