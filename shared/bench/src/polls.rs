@@ -109,7 +109,6 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
             .target(Target::AtMost { limit: REPOSITORIES as f64 }),
         row("time of one poll", Unit::Milliseconds)
             .ours(rounds.iter().map(median).collect())
-            .bound("the registry and the relay before it; for each stage, its events are read as well")
             .note(format!(
                 "from the first request to the last answer, four requests at a time; the median of a round; of all {} polls {:.0} ms, {:.0} to {:.0}",
                 all.len(), spread.median, spread.least, spread.most

@@ -66,7 +66,6 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
         for (name, permille) in [("p50", 500), ("p99", 990)] {
             let row = Row::new(format!("webhook: {what}, {name}"), Unit::Milliseconds)
                 .ours(rounds.iter().map(|samples| quantile(samples, permille)).collect())
-                .bound("questions to the registry: the watcher's, and the engine's for the same image")
                 .note(format!(
                     "from sending the message to its answer, which is given after the commit; {EACH} pushes a round to \
                      {PROJECTS} stages in turn; {name} of all {} together {:.1} ms, the slowest {:.1} ms",
