@@ -114,7 +114,8 @@ struct Figures {
     raw: Vec<Vec<Duration>>,
 }
 
-fn quantile(samples: &[Duration], permille: usize) -> f64 {
+/// In milliseconds: the least sample that so many of a thousand do not exceed.
+pub(crate) fn quantile(samples: &[Duration], permille: usize) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable();
     let at = (sorted.len() * permille).div_ceil(1000).clamp(1, sorted.len().max(1)) - 1;

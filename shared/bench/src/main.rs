@@ -17,6 +17,7 @@ mod memory;
 mod naive;
 mod overhead;
 mod parts;
+mod polls;
 mod procfs;
 mod queue;
 mod rebuild;
@@ -24,6 +25,7 @@ mod report;
 mod row;
 mod start;
 mod switches;
+mod webhook;
 
 use std::{
     path::{Path, PathBuf},
@@ -54,6 +56,8 @@ const MEASURES: &[(&str, Measure)] = &[
     ("edge", |bench| Box::pin(edge::run(bench))),
     ("switches", |bench| Box::pin(switches::run(bench))),
     ("configuration", |bench| Box::pin(configuration::run(bench))),
+    ("webhook", |bench| Box::pin(webhook::run(bench))),
+    ("polls", |bench| Box::pin(polls::run(bench))),
     ("queue", |bench| Box::pin(queue::run(bench))),
     ("memory", |bench| Box::pin(memory::run(bench))),
     ("start", |bench| Box::pin(start::run(bench))),
