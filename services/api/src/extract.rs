@@ -15,7 +15,7 @@ use serde::{
 use crate::{Api, auth::Principal, idempotency, problem::Error, rim::RequestId};
 
 /// Largest body, where nothing else is said.
-pub(crate) const LIMIT: usize = 1 << 20;
+const LIMIT: usize = 1 << 20;
 /// A larger body is read to its end and thrown away up to here, so that its sender gets to read
 /// the answer instead of a broken connection.
 const PATIENCE: usize = 32 << 20;

@@ -75,6 +75,8 @@ struct Api {
     node: Arc<str>,
     /// Webhooks that are worked on.
     hooks: Arc<Semaphore>,
+    /// Webhooks that arrive.
+    arriving: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -108,8 +110,9 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     tasks.spawn(live.clone().feed(log.clone(), last));
 
     let token = Token::new(&config.admin_token);
-    let (node, hooks) = (config.node.into(), Arc::new(Semaphore::new(hooks::AT_ONCE)));
-    let api = Api { log, pool, progress, live, token, node, hooks, shutdown: shutdown.clone() };
+    let node = config.node.into();
+    let [hooks, arriving] = [hooks::AT_ONCE, hooks::ARRIVING].map(|most| Arc::new(Semaphore::new(most)));
+    let api = Api { log, pool, progress, live, token, node, hooks, arriving, shutdown: shutdown.clone() };
     let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
     tracing::info!(listen = %config.listen, "API ready");
 

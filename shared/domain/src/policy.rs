@@ -295,20 +295,30 @@ pub fn plausible(created: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<
 }
 
 fn in_range(range: &VersionReq, version: &Version) -> bool {
-    // By itself, a range holds no pre-release that it does not name.
+    // By itself, a range holds no pre-release that it does not name; one that names some says itself which.
     let release = Version::new(version.major, version.minor, version.patch);
-    range.matches(version) || range.matches(&release)
+    let names_some = range.comparators.iter().any(|comparator| !comparator.pre.is_empty());
+    range.matches(version) || (!names_some && range.matches(&release))
 }
 
 /// A date with its year first, and the digits behind it as a number.
 fn date(text: &str) -> Option<(NaiveDate, u128)> {
-    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-    let number = |from: usize, to: usize| digits.get(from..to).and_then(|digits| digits.parse::<u32>().ok());
-    let date = NaiveDate::from_ymd_opt(number(0, 4)?.try_into().ok()?, number(4, 6)?, number(6, 8)?)?;
-    let rest = digits.get(8..).unwrap_or_default();
+    let mut left = text;
+    let mut number = |length: usize| {
+        let (digits, after) = left.split_at_checked(length).filter(|(digits, _)| is_digits(digits))?;
+        // One character may stand between the parts, if it is no digit.
+        left = after.strip_prefix(|c: char| !c.is_ascii_digit()).unwrap_or(after);
+        digits.parse::<u32>().ok()
+    };
+    let date = NaiveDate::from_ymd_opt(number(4)?.try_into().ok()?, number(2)?, number(2)?)?;
+    let rest: String = left.chars().filter(char::is_ascii_digit).collect();
     // As a time of day, 0915 is more than 08; as a count, 10 is more than 9. Equal lengths are both.
     let rest = if rest.is_empty() { 0 } else { rest.parse().ok()? };
     Some((date, rest))
+}
+
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The newest of some tags by the creation of their images; later tags win where times are equal. One whose time nobody
@@ -357,6 +367,8 @@ mod tests {
             ("*", false, Some("2.1.0")),
             (">=2, <2.1", true, Some("2.0.0-rc.1")),
             ("^3", true, None),
+            (">=2.0.0-rc.2", true, Some("2.1.0")),
+            (">=2.0.0-rc.2, <2.1", true, None),
         ] {
             let policy = TagPolicy { prerelease, ..semver(range) };
             assert_eq!(best(&policy, &RELEASES, None), wanted, "{range} prerelease {prerelease}");
@@ -378,7 +390,7 @@ mod tests {
         let tags = ["main-9", "main-10", "dev-11", "main-010", "main-x"];
         assert_eq!(best(&pattern(r"main-(\d+)", Order::Numeric), &tags, None), Some("main-010"), "ten twice: by name");
         assert_eq!(best(&pattern(r"main-(?<key>.+)", Order::Lexical), &tags, None), Some("main-x"));
-        let dates = ["b-20261122.9", "b-2026-11-23", "b-20261122.10", "b-20269999", "b-7"];
+        let dates = ["b-20261122.9", "b-2026-11-23", "b-20261122.10", "b-20269999", "b-7", "b-2026-1-12.5"];
         assert_eq!(
             rules(&pattern(r"b-(.+)", Order::Date)).candidates(dates, None),
             ["b-2026-11-23", "b-20261122.10", "b-20261122.9"]

@@ -1,6 +1,8 @@
 //! Registries: how they are reached and signed in to, and how often they are asked what is new. One aggregate per
 //! registry host. The password lies in the vault; events hold where it lies and which version of it.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -165,7 +167,7 @@ impl RegistrySettings {
             return url.trim_end_matches('/').to_owned();
         }
         let name = host.split(':').next().unwrap_or(host);
-        let here = name == "localhost" || name.starts_with("127.");
+        let here = name == "localhost" || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback());
         match host {
             // Docker Hub's API has another name than its images.
             "docker.io" => "https://registry-1.docker.io".into(),
@@ -334,6 +336,7 @@ mod tests {
         assert_eq!(origin("docker.io"), "https://registry-1.docker.io");
         assert_eq!(origin("127.0.0.1:5000"), "http://127.0.0.1:5000");
         assert_eq!(origin("r.example.com"), "https://r.example.com");
+        assert_eq!(origin("127.example.com"), "https://127.example.com", "a name, and not this machine");
     }
 
     #[test]

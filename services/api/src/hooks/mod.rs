@@ -21,6 +21,7 @@ use domain::{
 };
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -34,6 +35,9 @@ use crate::{
 
 /// Messages that are worked on at the same time; more are told to come again.
 pub(crate) const AT_ONCE: usize = 64;
+/// Messages that may be on their way in, each of at most [`LARGEST`] bytes.
+pub(crate) const ARRIVING: usize = 256;
+const LARGEST: usize = 256 << 10;
 /// How long a message may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// How long the watcher may take: it asks the registry.
@@ -75,23 +79,26 @@ pub(crate) async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    let Ok(_one_of_few) = api.hooks.try_acquire() else { return Err(Error::Busy) };
-    let body =
-        tokio::time::timeout(ARRIVAL, extract::read(body, extract::LIMIT)).await.map_err(|_| Error::TimedOut)??;
     let known = api.log.fold(&Key::<Hook>::hook(&name)).await?;
     // Who may not send does not learn which hooks there are.
     let Hook { settings: Some(settings), secret: Some(secret) } = &known.state else { return Err(Error::BadSignature) };
     if settings.source != source {
         return Err(Error::BadSignature);
     }
+    let Ok(_arriving) = api.arriving.try_acquire() else { return Err(Error::Busy) };
+    let body = tokio::time::timeout(ARRIVAL, extract::read(body, LARGEST)).await.map_err(|_| Error::TimedOut)??;
     let secret = api.log.vault().get(&secret.secret).await?.ok_or(Error::BadSignature)?;
     let message = verify::Message { headers: &headers, query: uri.query().unwrap_or_default(), body: &body };
     let proven = verify::verify(source, &secret, &message, runtime::clock::now()).ok_or(Error::BadSignature)?;
 
+    // Only now, so that whoever proves nothing keeps nobody out.
+    let Ok(_one_of_few) = api.hooks.try_acquire() else { return Err(Error::Busy) };
     let mut context = runtime::clock::context(format!("hook/{name}"));
     context.request_id = Some(request_id.0.0.to_string());
     if let Some(once) = proven.once {
-        context.command_id = Uuid::new_v5(&idempotency::NAMESPACE, format!("hook\n{name}\n{once}").as_bytes());
+        // With what is asked for: the same key for something else is another message.
+        let asked = format!("hook\n{name}\n{once}\n{}", hex::encode(Sha256::digest(&body)));
+        context.command_id = Uuid::new_v5(&idempotency::NAMESPACE, asked.as_bytes());
         context.correlation_id = context.command_id;
     }
     let what = match deploy(&name, settings, &context, &body)? {
@@ -113,9 +120,20 @@ pub(crate) async fn receive(
             let reason = format!("this stage is on hold: {reason} (`sluice unhold` lifts it)");
             Err(Error::NotDeployed { code: "on_hold".into(), reason, later: false })
         }
-        Some(Finding::Failed { code, reason }) if single => Err(Error::NotDeployed { code, reason, later: true }),
-        Some(_) | None => Ok(received(heard)),
+        Some(_) | None => match failure(&heard) {
+            // A sender that repeats it is heard again; one that does not is made up for by polling.
+            Some((code, reason)) => Err(Error::NotDeployed { code, reason, later: true }),
+            None => Ok(received(heard)),
+        },
     }
+}
+
+/// A look that came to nothing for now.
+fn failure(heard: &[Heard]) -> Option<(String, String)> {
+    heard.iter().find_map(|heard| match &heard.finding {
+        Finding::Failed { code, reason } => Some((code.clone(), reason.clone())),
+        _ => None,
+    })
 }
 
 /// What a build wants.

@@ -83,7 +83,7 @@ fn plain(secret: &Secret, message: &Message<'_>, now: DateTime<Utc>) -> Option<P
         let sent = DateTime::from_timestamp(at.parse().ok()?, 0)?;
         let fresh = (now - sent).abs() <= TOLERANCE;
         let good = message.signed(secret, signature, &[at.as_bytes(), b"."]);
-        return (good && fresh).then(|| Proven { once: Some(format!("signed {signature}")) });
+        return (good && fresh).then(|| Proven { once: Some(format!("signed {}", signature.to_ascii_lowercase())) });
     }
     message.bears(secret).then(|| Proven { once: key.map(|key| format!("key {key}")) })
 }
@@ -176,6 +176,8 @@ mod tests {
             let (proven, signature) = at(seconds);
             assert_eq!(proven, good.then(|| Proven { once: Some(format!("signed {signature}")) }), "{seconds}");
         }
+        let upper = format!("t={},v1={}", now().timestamp(), at(0).1.to_ascii_uppercase());
+        assert_eq!(ask(Source::Plain, &[("sluice-signature", &upper)], "", BODY), at(0).0, "the same message");
         // The time is part of what is signed.
         let moved = format!("t={},v1={}", now().timestamp() + 1, at(0).1);
         assert_eq!(ask(Source::Plain, &[("sluice-signature", &moved)], "", BODY), None);

@@ -127,30 +127,27 @@ impl Looker {
         deployment: DeploymentId,
         context: &Context,
     ) -> Result<Finding, Trouble> {
-        for _ in 0..ATTEMPTS {
-            let stage = self.log.load(&place.key()).await?.state;
-            if stage.knows(deployment) {
-                return Ok(Finding::NothingNew);
-            }
-            if let Some(refused) = closed(&stage) {
-                return Ok(refused);
-            }
-            let project = self.log.load(&Key::<Project>::project(&place.project)).await?.state;
-            let home = match project.stage(&place.stage) {
-                Ok(settings) => settings.image.as_deref(),
-                Err(rejection) => return Ok(refused("not_found", &rejection)),
-            };
-            let reference = match Reference::within(home, image) {
-                Ok(reference) => reference,
-                Err(error) => return Ok(refused("bad_reference", &error)),
-            };
-            let after = stage.newest.map(|newest| newest.deployment);
-            let asked = Request { deployment, after, origin: Origin::Hook { hook: hook.into() }, wanted: None };
-            if let Some(finding) = self.request(place, reference, asked, context).await? {
-                return Ok(finding);
-            }
+        let stage = self.log.load(&place.key()).await?.state;
+        if stage.knows(deployment) {
+            return Ok(Finding::NothingNew);
         }
-        Ok(overtaken())
+        if let Some(refused) = closed(&stage) {
+            return Ok(refused);
+        }
+        let project = self.log.load(&Key::<Project>::project(&place.project)).await?.state;
+        let home = match project.stage(&place.stage) {
+            Ok(settings) => settings.image.as_deref(),
+            Err(rejection) => return Ok(refused("not_found", &rejection)),
+        };
+        let reference = match Reference::within(home, image) {
+            Ok(reference) => reference,
+            Err(error) => return Ok(refused("bad_reference", &error)),
+        };
+        let after = stage.newest.map(|newest| newest.deployment);
+        let asked = Request { deployment, after, origin: Origin::Hook { hook: hook.into() }, wanted: None };
+        // Who was overtaken by a newer wish is not to come back over it.
+        let asked = self.request(place, reference, asked, context).await?;
+        Ok(asked.unwrap_or_else(|| refused("overtaken", &Rejection::Overtaken)))
     }
 
     /// None where something else was requested meanwhile, so that the registry has to be asked again.
@@ -268,7 +265,11 @@ async fn choose(
         if !rules.cools_down() {
             return Ok(Choice::Take { tag: tag.to_owned(), digest: None });
         }
-        let digest = client.digest(path, tag).await?;
+        let digest = match client.digest(path, tag).await {
+            // Listed, and deleted.
+            Err(registry::Trouble::NotFound { .. }) => continue,
+            asked => asked?,
+        };
         match ripe(client, follower, tag, &digest, now).await? {
             None => return Ok(Choice::Take { tag: tag.to_owned(), digest: Some(digest) }),
             Some(finding) => youngest = youngest.or(Some(finding)),
@@ -295,7 +296,49 @@ async fn by_creation(
         return Ok(Choice::Nothing(Finding::Refused { code: "too_many_tags".into(), reason }));
     }
     let candidates: Vec<String> = candidates.into_iter().map(str::to_owned).collect();
-    let aged = stream::iter(candidates).map(|tag| async move {
+    for _ in 0..ATTEMPTS {
+        let aged = aged(client, path, tags, &candidates, now).await?;
+        let ripe = |(_, _, created): &&Aged| follower.rules.age(*created, now) == Age::Ripe;
+        let best = best(aged.iter().filter(ripe));
+        if let Some((tag, digest, created)) = best
+            && is_newer(client, path, digest, *created, newest_here, now).await?
+        {
+            // What was known of a tag may be old news.
+            if client.digest(path, tag).await? != *digest {
+                continue;
+            }
+            return Ok(Choice::Take { tag: tag.clone(), digest: Some(digest.clone()) });
+        }
+        // Nothing to take; perhaps there will be.
+        let image = |tag: &str| format!("{}:{tag}", follower.image);
+        let finding = match self::best(&aged) {
+            None => Finding::CoolingDown {
+                image: aged.first().map(|(tag, ..)| image(tag)).unwrap_or_else(|| follower.image.clone()),
+                until: None,
+            },
+            Some((tag, digest, created)) => match follower.rules.age(*created, now) {
+                Age::Until(until) if is_newer(client, path, digest, *created, newest_here, now).await? => {
+                    Finding::CoolingDown { image: image(tag), until: Some(until) }
+                }
+                Age::Ripe | Age::Until(_) | Age::Unknown => Finding::NothingNew,
+            },
+        };
+        return Ok(Choice::Nothing(finding));
+    }
+    Ok(Choice::Nothing(overtaken()))
+}
+
+/// A tag, its digest, and when its image was created as far as that can be believed.
+type Aged = (String, String, Option<DateTime<Utc>>);
+
+async fn aged(
+    client: &Client,
+    path: &str,
+    tags: &Tags,
+    candidates: &[String],
+    now: DateTime<Utc>,
+) -> Result<Vec<Aged>, registry::Trouble> {
+    let aged = stream::iter(candidates.to_vec()).map(|tag| async move {
         // Of tags that nobody told of, what was known before is taken: else each look would ask for every one of them.
         let digest =
             if tags.told(&tag) { client.digest(path, &tag).await } else { client.known_digest(path, &tag).await };
@@ -308,29 +351,33 @@ async fn by_creation(
         let created = client.created(path, &digest).await?.and_then(|created| plausible(created, now));
         Ok(Some((tag, digest, created)))
     });
-    let aged: Vec<_> = aged.buffered(AT_ONCE).try_collect::<Vec<_>>().await?.into_iter().flatten().collect();
-    let found = newest(aged.iter().map(|(tag, _, created)| (tag.as_str(), *created)));
-    let Some((tag, digest, created)) = aged.iter().find(|(tag, ..)| Some(tag.as_str()) == found) else {
-        let image = aged.first().map(|(tag, ..)| format!("{}:{tag}", follower.image)).unwrap_or_default();
-        return Ok(Choice::Nothing(Finding::CoolingDown { image, until: None }));
-    };
-    if let Some(here) = newest_here {
-        if here.image.digest == *digest {
-            return Ok(Choice::Nothing(Finding::NothingNew));
-        }
-        // What runs may have gone from the registry; then anything is newer.
-        let ours = match client.created(path, &here.image.digest).await {
-            Ok(created) => created.and_then(|created| plausible(created, now)),
-            Err(registry::Trouble::NotFound { .. }) => None,
-            Err(trouble) => return Err(trouble),
-        };
-        if ours >= *created {
-            return Ok(Choice::Nothing(Finding::NothingNew));
-        }
+    Ok(aged.buffered(AT_ONCE).try_collect::<Vec<_>>().await?.into_iter().flatten().collect())
+}
+
+fn best<'a>(aged: impl IntoIterator<Item = &'a Aged>) -> Option<&'a Aged> {
+    let aged: Vec<&Aged> = aged.into_iter().collect();
+    let found = newest(aged.iter().map(|(tag, _, created)| (tag.as_str(), *created)))?;
+    aged.into_iter().find(|(tag, ..)| tag == found)
+}
+
+/// Whether an image is newer than what was requested last.
+async fn is_newer(
+    client: &Client,
+    path: &str,
+    digest: &str,
+    created: Option<DateTime<Utc>>,
+    newest_here: Option<&Newest>,
+    now: DateTime<Utc>,
+) -> Result<bool, registry::Trouble> {
+    let Some(here) = newest_here else { return Ok(true) };
+    if here.image.digest == digest {
+        return Ok(false);
     }
-    match ripe(client, follower, tag, digest, now).await? {
-        None => Ok(Choice::Take { tag: tag.clone(), digest: Some(digest.clone()) }),
-        Some(finding) => Ok(Choice::Nothing(finding)),
+    // What runs may have gone from the registry; then anything is newer.
+    match client.created(path, &here.image.digest).await {
+        Ok(ours) => Ok(created > ours.and_then(|ours| plausible(ours, now))),
+        Err(registry::Trouble::NotFound { .. }) => Ok(true),
+        Err(trouble) => Err(trouble),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use domain::{
     Context, Key,
     push::{self, Finding, Heard, LOOKS, Look, Poll, WATCHERS},
@@ -44,6 +44,8 @@ const UNLOCKS: &str = "sluice.events.stage.*.*.lock.released";
 const TICK: Duration = Duration::from_millis(250);
 /// A registry that was in trouble is asked at least this often.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+/// Between two tries where nothing else says how long to wait.
+const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 /// A registry that is never polled may still get settings that say otherwise; then it is fresh.
 const NEVER: Duration = Duration::from_secs(86_400);
 /// What is told and worked on at the same time; more waits, with NATS and then with those who tell.
@@ -58,6 +60,8 @@ struct Shared {
     desk: desk::Desk,
     /// What was found last, so that only news is written down.
     found: Mutex<HashMap<Place, Finding>>,
+    /// When a registry has something that was too young until then.
+    ripens: Mutex<BTreeMap<String, DateTime<Utc>>>,
 }
 
 /// What is known of a registry between two polls.
@@ -75,6 +79,8 @@ struct Polled {
     poll: Duration,
     repositories: usize,
     trouble: Option<Trouble>,
+    /// It is asked again, even where it is never polled.
+    again: bool,
 }
 
 /// Ends only with an error.
@@ -92,6 +98,7 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
         clients: Clients::default(),
         desk: desk::Desk::default(),
         found: Mutex::default(),
+        ripens: Mutex::default(),
     });
     let mut picture = Picture::default();
     // Before anything is told: a push of what nobody seems to follow would be forgotten.
@@ -122,13 +129,14 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
             },
             Some(()) = answers.next() => {}
             Some(polled) = polls.next() => {
-                let Polled { host, poll, repositories, trouble } = polled;
+                let Polled { host, poll, repositories, trouble, again } = polled;
                 if let Some(pace) = paces.get_mut(&host) {
                     pace.busy = false;
-                    pace.failures = if trouble.is_some() { pace.failures.saturating_add(1) } else { 0 };
+                    pace.failures = if again { pace.failures.saturating_add(1) } else { 0 };
                     let pause = pause(poll, pace.failures, trouble.as_ref());
                     if !pace.fresh {
                         pace.next = Instant::now() + pause;
+                        pace.fresh = again;
                     }
                     note_poll(log, &host, pause, repositories, trouble.as_ref()).await;
                 }
@@ -137,6 +145,7 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                 for place in std::mem::take(&mut picture.gone) {
                     forget(&shared, &place).await;
                 }
+                picture.fresh.extend(ripe(&shared));
                 for host in std::mem::take(&mut picture.fresh) {
                     if let Some(pace) = paces.get_mut(&host) {
                         *pace = Pace { next: Instant::now(), failures: 0, fresh: true, busy: pace.busy };
@@ -176,29 +185,35 @@ async fn poll(
             for follower in followed.into_values().flatten() {
                 note(&shared, &follower.place, failed(&trouble), &context).await;
             }
-            return Polled { host, poll: LONGEST_PAUSE, repositories, trouble: Some(trouble) };
+            let missing = matches!(trouble, Trouble::Registry(crate::registry::Trouble::PasswordMissing { .. }));
+            let poll = if missing { LONGEST_PAUSE } else { AFTER_TROUBLE };
+            return Polled { host, poll, repositories, trouble: Some(trouble), again: true };
         }
     };
     let poll = if line.poll.is_zero() { NEVER } else { line.poll.duration() };
     if line.poll.is_zero() && !fresh {
-        return Polled { host, poll, repositories: 0, trouble: None };
+        return Polled { host, poll, repositories: 0, trouble: None, again: false };
     }
     let looks = stream::iter(followed).map(|(repository, followers)| {
         let (shared, client) = (&shared, &line.client);
         async move {
             let context = runtime::clock::context(crate::ACTOR);
-            look_at(shared, client, &repository, &followers, None, &context).await.1
+            look_at(shared, client, &repository, &followers, None, &context).await
         }
     });
     let mut looks = pin!(looks.buffer_unordered(AT_ONCE));
-    let mut trouble = None;
-    while let Some(look) = looks.next().await {
-        if look.is_some() {
-            trouble = look;
+    let (mut trouble, mut failed) = (None, false);
+    while let Some((heard, of_all)) = looks.next().await {
+        failed |= heard.iter().any(|heard| matches!(heard.finding, Finding::Failed { .. }));
+        if of_all.is_some() {
+            trouble = of_all;
             break;
         }
     }
-    Polled { host, poll, repositories, trouble }
+    // What is never polled is asked again after trouble all the same.
+    let again = trouble.is_some() || (failed && line.poll.is_zero());
+    let poll = if again && line.poll.is_zero() { AFTER_TROUBLE } else { poll };
+    Polled { host, poll, repositories, trouble, again }
 }
 
 /// Looks at a repository for all who follow it: at everything it has, or at the tags that somebody told of. Beside what
@@ -232,18 +247,33 @@ async fn look_at(
                 finding
             });
             note(shared, &follower.place, finding.clone(), context).await;
+            if let Finding::CoolingDown { until: Some(until), .. } = &finding {
+                let mut ripens = shared.ripens.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = ripens.entry(repository.registry.clone()).or_insert(*until);
+                *first = (*first).min(*until);
+            }
             let Place { project, stage } = follower.place.clone();
             heard.push(Heard { project, stage, finding });
         }
         (heard, worst)
     };
-    match tokio::time::timeout(LOOK_LIMIT, work).await {
-        Ok(looked) => looked,
-        Err(_) => {
-            let why = format!("{} was not looked through within {}s", repository.path, LOOK_LIMIT.as_secs());
-            (vec![], Some(crate::registry::Trouble::Unreachable(why).into()))
-        }
+    if let Ok(looked) = tokio::time::timeout(LOOK_LIMIT, work).await {
+        return looked;
     }
+    let reason = format!("{} was not looked through within {}s", repository.path, LOOK_LIMIT.as_secs());
+    let mut heard = Vec::new();
+    for Place { project, stage } in followers.iter().map(|follower| follower.place.clone()) {
+        let finding = Finding::Failed { code: "deadline".into(), reason: reason.clone() };
+        heard.push(Heard { project, stage, finding });
+    }
+    (heard, None)
+}
+
+/// Registries on which something has come of age.
+fn ripe(shared: &Shared) -> Vec<String> {
+    let now = runtime::clock::now();
+    let mut ripens = shared.ripens.lock().unwrap_or_else(PoisonError::into_inner);
+    ripens.extract_if(.., |_, until| *until <= now).map(|(host, _)| host).collect()
 }
 
 fn failed(trouble: &Trouble) -> Finding {
@@ -268,18 +298,16 @@ fn pause(poll: Duration, failures: u32, trouble: Option<&Trouble>) -> Duration {
 
 /// Writes down what was found at a stage, if that is news.
 async fn note(shared: &Shared, place: &Place, finding: Finding, context: &Context) {
-    let known = {
-        let mut found = shared.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.insert(place.clone(), finding.clone()).is_some_and(|known| known == finding)
-    };
-    if known {
+    if shared.found.lock().unwrap_or_else(PoisonError::into_inner).get(place) == Some(&finding) {
         return;
     }
     if let Finding::Failed { code, reason } = &finding {
         tracing::warn!(%place, code, reason, "a registry could not be asked");
     }
     let look = Look { at: context.time, finding };
-    write(&shared.looker.log, &push::stage_key(&place.project, &place.stage), &look).await;
+    if write(&shared.looker.log, &push::stage_key(&place.project, &place.stage), &look).await {
+        shared.found.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), look.finding);
+    }
 }
 
 async fn forget(shared: &Shared, place: &Place) {
@@ -299,11 +327,13 @@ async fn note_poll(log: &EventLog, host: &str, pause: Duration, repositories: us
 }
 
 /// For people, who look again: what cannot be written is written the next time.
-async fn write(log: &EventLog, key: &str, value: &impl serde::Serialize) {
+async fn write(log: &EventLog, key: &str, value: &impl serde::Serialize) -> bool {
     let value = serde_json::to_vec(value).unwrap_or_default();
-    if let Err(error) = log.bucket(LOOKS).put(key, value).await {
+    let written = log.bucket(LOOKS).put(key, value).await;
+    if let Err(error) = &written {
         tracing::debug!(%error, key, "what was found could not be written down");
     }
+    written.is_ok()
 }
 
 #[cfg(test)]

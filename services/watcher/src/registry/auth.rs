@@ -39,7 +39,8 @@ impl fmt::Debug for Credentials {
 pub(super) struct Auth {
     http: reqwest::Client,
     credentials: Option<Credentials>,
-    encrypted: bool,
+    /// Of the registry: only that one is told who we are.
+    origin: Url,
     known: Mutex<Known>,
 }
 
@@ -77,14 +78,15 @@ enum Proof {
 }
 
 impl Auth {
-    pub(super) fn new(http: reqwest::Client, credentials: Option<Credentials>, encrypted: bool) -> Self {
-        Self { http, credentials, encrypted, known: Mutex::default() }
+    pub(super) fn new(http: reqwest::Client, credentials: Option<Credentials>, origin: Url) -> Self {
+        Self { http, credentials, origin, known: Mutex::default() }
     }
 
     /// Sends what `build` makes, and once more with what the registry then asks for.
     pub(super) async fn send(&self, build: impl Fn() -> RequestBuilder, repository: &str) -> Result<Response, Trouble> {
         let answer = self.try_with(build(), self.proof(repository)).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
+        // Whoever the registry has sent us to is not asked for.
+        if answer.status() != StatusCode::UNAUTHORIZED || answer.url().origin() != self.origin.origin() {
             return Ok(answer);
         }
         let proof = match challenge(answer.headers()) {
@@ -140,7 +142,7 @@ impl Auth {
         let mut url =
             Url::parse(realm).map_err(|_| nonsense("it sends us to sign in at something that is no address"))?;
         // What is encrypted to the registry is not told in clear text to somebody else.
-        if !(url.scheme() == "https" || url.scheme() == "http" && !self.encrypted) {
+        if !(url.scheme() == "https" || url.scheme() == "http" && self.origin.scheme() == "http") {
             return Err(nonsense("it sends us to sign in at an address that is not encrypted"));
         }
         let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));

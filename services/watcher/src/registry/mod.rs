@@ -15,7 +15,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use domain::image::valid_digest;
+use domain::image::{valid_digest, valid_tag};
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, LINK},
@@ -138,7 +138,7 @@ impl Client {
             .user_agent(concat!("sluice/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Trouble::unreachable(origin.as_str(), trouble::chain(&error)))?;
-        let auth = auth::Auth::new(http.clone(), credentials, encrypted);
+        let auth = auth::Auth::new(http.clone(), credentials, origin.clone());
         Ok(Self { http, origin, auth, digests: Memory::new(), tags: Memory::new(), created: Memory::new() })
     }
 
@@ -196,7 +196,8 @@ impl Client {
             let list: TagList = self.document(answer, LARGEST_PAGE).await?;
             let before = seen.len();
             for tag in list.tags.unwrap_or_default() {
-                if seen.insert(tag.clone()) {
+                // What is no tag may be of any length.
+                if valid_tag(&tag) && seen.insert(tag.clone()) {
                     tags.push(tag);
                 }
             }

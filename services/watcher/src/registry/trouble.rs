@@ -62,7 +62,9 @@ impl Trouble {
     /// Whether it is the registry's, so that its other repositories are better not asked now.
     pub(crate) fn of_the_whole_registry(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TooMany { .. } | Self::Broken { .. } => true,
+            Self::Unreachable(_) | Self::TooMany { .. } | Self::Broken { status: 502..=504, .. } => true,
+            // One repository may be broken, and the others well.
+            Self::Broken { .. } => false,
             Self::Unauthorized { .. } | Self::PasswordMissing { .. } | Self::NotFound { .. } | Self::Nonsense(_) => {
                 false
             }

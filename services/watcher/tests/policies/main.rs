@@ -85,6 +85,42 @@ async fn of_images_by_creation_the_newest_is_taken_and_one_without_a_date_never(
 }
 
 #[tokio::test]
+async fn of_young_and_old_images_the_newest_that_is_old_enough_is_taken() {
+    let mut lab = lab().await;
+    let minutes = |ago: i64| (runtime::clock::now() - chrono::TimeDelta::minutes(ago)).to_rfc3339();
+    lab.registry.push("shop", "main-1", &minutes(300));
+    let ripe = lab.registry.push("shop", "main-2", &minutes(120));
+    lab.registry.push("shop", "main-3", &minutes(10));
+    lab.registry.push("shop", "main-4", &minutes(1));
+    let policy = TagPolicy {
+        pattern: Some("main-.*".into()),
+        order: Some(Order::Created),
+        cooldown: Span::secs(3600),
+        ..TagPolicy::default()
+    };
+    lab.declare("shop", &[("dev", policy)]).await;
+    lab.watch().await;
+    assert_eq!(lab.requested("dev", &ripe).await.0, "main-2");
+    let waits = lab.found("dev", |finding| matches!(finding, Finding::CoolingDown { .. })).await;
+    assert!(matches!(&waits, Finding::CoolingDown { image, .. } if image.ends_with(":main-4")), "{waits:?}");
+}
+
+#[tokio::test]
+async fn what_is_never_polled_is_asked_again_after_trouble() {
+    for fault in [Fault::Broken, Fault::TooMany(1)] {
+        let mut lab = lab().await;
+        lab.configure(RegistrySettings { poll: Span::ZERO, ..RegistrySettings::default() }).await;
+        let pushed = lab.registry.push("shop", "main", LONG_AGO);
+        lab.registry.shelf().fault = Some(fault);
+        lab.declare("shop", &[("dev", follow("main"))]).await;
+        lab.watch().await;
+        lab.found("dev", |finding| matches!(finding, Finding::Failed { .. })).await;
+        lab.registry.shelf().fault = None;
+        lab.requested("dev", &pushed).await;
+    }
+}
+
+#[tokio::test]
 async fn an_image_of_unknown_age_waits_and_an_older_one_is_taken_meanwhile() {
     let mut lab = lab().await;
     let ripe = lab.registry.push("shop", "1.0.0", LONG_AGO);
