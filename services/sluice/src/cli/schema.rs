@@ -117,7 +117,9 @@ mod tests {
         let wanted = json!({
             "projects": { "shop": {
                 "name": "The Shop", "auto_promote": true, "env": { "A": "x", "B": { "secret": "db" } },
-                "stages": { "dev": {}, "prod": {
+                "stages": { "dev": { "image": "r.test/shop", "policy": {
+                    "pattern": "main-(.*)", "order": "date", "allow": ["main.*"], "ignore": ["x"], "cooldown": "1h",
+                } }, "prod": {
                     "image": "r.test/shop", "port": 8080, "replicas": 2, "strategy": "recreate", "bake": "10s",
                     "resources": { "memory": "256MiB", "cpus": 0.5, "pids": 200 },
                     "health": { "check": "http", "path": "/up", "status": 204, "interval": "1500ms" },
@@ -128,7 +130,9 @@ mod tests {
                     ] },
                 } },
             } },
-            "registries": { "r.test:5000": { "username": "ci" } },
+            "registries": { "r.test:5000": { "username": "ci", "poll": "5s", "url": "https://r.test" } },
+            "hooks": { "ci": { "source": "plain", "project": "shop", "stage": "dev" } },
+            "proxies": { "front": { "driver": "caddy", "edge": "127.0.0.1:8080" } },
         });
         let configuration: Configuration = serde_json::from_value(wanted).expect("a configuration");
         let exported = serde_saphyr::to_string(&configuration).expect("YAML");
@@ -147,7 +151,9 @@ mod tests {
             (stage(json!({ "strategy": "yolo" })), "/projects/shop/stages/dev/strategy"),
             (stage(json!({ "drain": 30 })), "/projects/shop/stages/dev/drain"),
             (stage(json!({ "env": { "A": 1 } })), "/projects/shop/stages/dev/env/A"),
-            (json!({ "registries": { "r.test": {} } }), "/registries/r.test"),
+            (json!({ "registries": { "r.test": { "poll": 5 } } }), "/registries/r.test/poll"),
+            (json!({ "hooks": { "images": {} } }), "/hooks/images"),
+            (json!({ "proxies": { "front": { "driver": "haproxy" } } }), "/proxies/front/driver"),
         ] {
             let paths: Vec<String> =
                 configuration.iter_errors(&wrong).map(|error| error.instance_path().to_string()).collect();
