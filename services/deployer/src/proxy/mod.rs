@@ -79,7 +79,7 @@ pub struct Proxies {
 /// What a proxy is to hold for one route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    /// Of letters, digits and `-`; the same for every release of a stage.
+    /// Of letters, digits, `-` and, between names, `_`, which no name holds; the same for every release of a stage.
     id: String,
     host: String,
     path: String,

@@ -163,8 +163,8 @@ impl Lab {
         let (host, port) = elsewhere.rsplit_once(':').expect("host:port");
         let port: u16 = port.parse().expect("a port");
         let id = match self.mode {
-            Mode::Direct => "sluice-shop-at-prod",
-            Mode::ViaEdge => "sluice-edge-shop-dot-test",
+            Mode::Direct => "sluice-stage_shop_prod",
+            Mode::ViaEdge => "sluice-edge_shop_test",
         };
         let client = client();
         match &self.front {
