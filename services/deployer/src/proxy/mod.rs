@@ -126,7 +126,7 @@ impl Proxies {
     pub async fn front(&self, route: &RouteSettings) -> Result<Option<Front>, StepError> {
         let Some(proxy) = &route.proxy else { return Ok(None) };
         let (settings, _) = self.declared(proxy).await?;
-        Ok(Some(Front { proxy: proxy.clone(), mode: settings.mode }))
+        Ok(Some(Front { proxy: proxy.clone(), mode: settings.mode, edge: settings.edge }))
     }
 
     /// Points `route`, which is live, at its containers. A failure leaves what stood before.
@@ -149,15 +149,18 @@ impl Proxies {
 
     /// Has the edges hold back the requests of `route`.
     pub async fn hold(&self, route: &Route, may: &Permit<'_>) -> Result<(), StepError> {
+        let before = routes::standing(&self.log, &routes::key(route)).await?.map(|(route, _)| route);
         // What lay behind a proxy until now is about to stop.
-        if let Some((before, _)) = routes::standing(&self.log, &routes::key(route)).await?
+        if let Some(before) = &before
             && let Some(left) = before.direct()
         {
             if before.fence > route.fence {
                 return Err(StepError::Fenced);
             }
-            Box::pin(self.leave(&before, left, may)).await?;
+            Box::pin(self.leave(before, left, may)).await?;
         }
+        // Only a switch points a proxy anywhere.
+        let route = &Route { front: pointed(before.as_ref(), route), ..route.clone() };
         let revision = routes::write(&self.log, may, route).await?;
         edge::confirm(self, &routes::key(route), Expect::Held { revision }).await
     }
@@ -238,12 +241,16 @@ impl Proxies {
     ) -> Result<(), StepError> {
         let key = routes::key(route);
         let switched = async {
-            let revision = routes::write(&self.log, may, route).await?;
-            edge::confirm(self, &key, Expect::Live { revision, route, deployment }).await?;
+            // The front is written down when the proxy is pointed at the edge, so that a switch that was cut off in
+            // between makes up for it.
+            let first = Route { front: pointed(before, route), ..route.clone() };
+            let revision = routes::write(&self.log, may, &first).await?;
+            edge::confirm(self, &key, Expect::Live { revision, route: &first, deployment }).await?;
             let Some(front) = &route.front else { return Ok(()) };
             let (settings, credentials) = self.declared(&front.proxy).await?;
-            if before.is_none_or(|before| before.front != route.front || before.host != route.host) {
+            if first.front != route.front {
                 self.point_at_edge(route, &front.proxy, &settings, credentials, may).await?;
+                routes::write(&self.log, may, route).await?;
             }
             let Some(address) = &settings.address else { return Ok(()) };
             probe::through_edge(self, address, route, deployment).await
@@ -311,4 +318,10 @@ impl Proxies {
             }
         }))
     }
+}
+
+/// The front of `route` as far as a proxy is known to be pointed at the edge for its host.
+fn pointed(before: Option<&Route>, route: &Route) -> Option<Front> {
+    let before = before.filter(|before| before.direct().is_none() && before.host == route.host)?;
+    route.front.as_ref().and(before.front.clone())
 }
