@@ -172,6 +172,21 @@ impl Proxies {
         edge::confirm(self, &format!("{project}.{stage}"), Expect::Gone).await
     }
 
+    /// Takes away what a switch to `route`, by the stage's settings, may have put at a proxy in mode `direct` and was
+    /// cut off before it wrote it down.
+    pub async fn abandon(&self, settings: &RouteSettings, route: Route, may: &Permit<'_>) -> Result<(), StepError> {
+        let front = match self.front(settings).await {
+            // Nobody knows any more where it was.
+            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => None,
+            front => front?,
+        };
+        let route = Route { front, ..route };
+        match route.direct() {
+            Some(proxy) => Box::pin(self.leave(&route, proxy, may)).await,
+            None => Ok(()),
+        }
+    }
+
     /// Has the edges follow `route`, whether they have taken it up or not.
     pub(crate) async fn write(&self, route: &Route, may: &Permit<'_>) -> Result<(), StepError> {
         routes::write(&self.log, may, route).await.map(drop)
