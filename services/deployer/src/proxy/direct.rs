@@ -134,7 +134,7 @@ impl Proxies {
                         (false, None) => State::Missing,
                         (false, Some(_)) => State::Changed,
                     },
-                    found: standing.filter(|_| !fits).map(|standing| standing.to_string()),
+                    found: standing.filter(|_| !fits).map(|standing| driver.shown(&standing).to_string()),
                     repaired: mend,
                 });
             }

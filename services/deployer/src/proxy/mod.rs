@@ -97,6 +97,10 @@ trait Driver: Send + Sync {
     /// Whether `standing` is what `entry` asks for.
     fn fits(&self, entry: &Entry, standing: &Value) -> bool;
 
+    /// What of `standing` is shown to whoever may see the proxy: where it leads, and none of the rest, in which
+    /// somebody's credentials may lie.
+    fn shown(&self, standing: &Value) -> Value;
+
     /// Has the proxy hold `entry`, and waits until it says that it does. `all` is everything that it is to hold, with
     /// `entry`.
     fn put<'a>(&'a self, entry: &'a Entry, all: &'a [Entry]) -> BoxFuture<'a, Result<(), StepError>>;
