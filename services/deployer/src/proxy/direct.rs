@@ -48,15 +48,22 @@ impl Proxies {
         switched
     }
 
-    /// Takes away what a proxy holds for `route`, which it serves no more.
-    pub(super) async fn leave(&self, route: &Route, name: &Slug, may: &Permit<'_>) -> Result<(), StepError> {
+    /// Takes away what a proxy holds for `route`, which it serves no more; `then` is written down before anybody else
+    /// may bring the proxy to what the routes say.
+    pub(super) async fn leave<T>(
+        &self,
+        route: &Route,
+        name: &Slug,
+        may: &Permit<'_>,
+        then: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
         let (settings, credentials) = match self.declared(name).await {
             // Nobody knows any more where it was.
-            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => return Ok(()),
+            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => return then.await,
             other => other?,
         };
         let (Some(driver), Target::Live(set)) = (self.driver(name, &settings, credentials)?, &route.target) else {
-            return Ok(());
+            return then.await;
         };
         let turn = self.turns.take(&self.log, &self.holder, name).await?;
         let left = async {
@@ -71,7 +78,8 @@ impl Proxies {
             match &settings.address {
                 Some(address) => probe::gone(self, address, route, set).await,
                 None => Ok(()),
-            }
+            }?;
+            then.await
         };
         let left = left.await;
         turn.give_back().await;

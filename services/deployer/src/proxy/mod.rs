@@ -16,7 +16,10 @@ mod routes;
 mod traefik;
 mod turn;
 
-use std::time::{Duration, Instant};
+use std::{
+    future::ready,
+    time::{Duration, Instant},
+};
 
 use domain::{
     DeploymentId, Key, Slug,
@@ -146,7 +149,7 @@ impl Proxies {
             && let Some(left) = before.direct()
             && route.direct() != Some(left)
         {
-            Box::pin(self.leave(&before, left, may)).await?;
+            Box::pin(self.leave(&before, left, may, ready(Ok(())))).await?;
         }
         Ok(())
     }
@@ -154,18 +157,15 @@ impl Proxies {
     /// Has the edges hold back the requests of `route`.
     pub async fn hold(&self, route: &Route, may: &Permit<'_>) -> Result<(), StepError> {
         let before = routes::standing(&self.log, &routes::key(route)).await?.map(|(route, _)| route);
-        // What lay behind a proxy until now is about to stop.
-        if let Some(before) = &before
-            && let Some(left) = before.direct()
-        {
-            if before.fence > route.fence {
-                return Err(StepError::Fenced);
-            }
-            Box::pin(self.leave(before, left, may)).await?;
-        }
         // Only a switch points a proxy anywhere.
         let route = &Route { front: pointed(before.as_ref(), route), ..route.clone() };
-        let revision = routes::write(&self.log, may, route).await?;
+        let write = routes::write(&self.log, may, route);
+        let revision = match before.as_ref().and_then(|before| Some((before, before.direct()?))) {
+            Some((before, _)) if before.fence > route.fence => return Err(StepError::Fenced),
+            // What lay behind a proxy until now is about to stop.
+            Some((before, left)) => Box::pin(self.leave(before, left, may, write)).await?,
+            None => write.await?,
+        };
         edge::confirm(self, &routes::key(route), Expect::Held { revision }).await
     }
 
@@ -186,7 +186,7 @@ impl Proxies {
         };
         let route = Route { front, ..route };
         match route.direct() {
-            Some(proxy) => Box::pin(self.leave(&route, proxy, may)).await,
+            Some(proxy) => Box::pin(self.leave(&route, proxy, may, ready(Ok(())))).await,
             None => Ok(()),
         }
     }
@@ -211,7 +211,7 @@ impl Proxies {
             if route.fence > upto {
                 return Err(StepError::Fenced);
             }
-            Box::pin(self.leave(&route, proxy, may)).await?;
+            return Box::pin(self.leave(&route, proxy, may, routes::remove(&self.log, may, &key, upto))).await;
         }
         routes::remove(&self.log, may, &key, upto).await
     }
