@@ -45,6 +45,9 @@ pub struct Route {
 pub struct Front {
     pub proxy: Slug,
     pub mode: Mode,
+    /// Where the proxy reaches the edge, as it was declared when it was pointed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<String>,
 }
 
 impl Route {

@@ -111,6 +111,19 @@ impl Driver for Caddy {
         *standing == route(entry)
     }
 
+    fn shown(&self, standing: &Value) -> Value {
+        let all = |list: &Value| list.as_array().cloned().unwrap_or_default();
+        let matchers = all(&standing["match"]);
+        let matchers = matchers.iter().map(|one| json!({ "host": one["host"], "path": one["path"] }));
+        let handlers = all(&standing["handle"]);
+        let handlers = handlers.iter().map(|one| {
+            let dials: Vec<_> = all(&one["upstreams"]).iter().map(|upstream| upstream["dial"].clone()).collect();
+            let marker = &one["response"]["set"][DEPLOYMENT_HEADER];
+            json!({ "handler": one["handler"], "upstreams": dials, "marker": marker })
+        });
+        json!({ "match": matchers.collect::<Vec<_>>(), "handle": handlers.collect::<Vec<_>>() })
+    }
+
     fn put<'a>(&'a self, entry: &'a Entry, _all: &'a [Entry]) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
             match self.standing(entry).await? {
@@ -148,5 +161,25 @@ impl Driver for Caddy {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_route_tells_where_it_leads_and_no_credentials() {
+        let api = Api::new(reqwest::Client::new(), &"front".parse().expect("a name"), "http://127.0.0.1:2019");
+        let standing = json!({
+            "match": [{ "host": ["shop.test"], "header": { "Authorization": ["hunter2"] } }],
+            "handle": [{
+                "handler": "reverse_proxy",
+                "upstreams": [{ "dial": "10.0.0.2:80" }],
+                "headers": { "request": { "set": { "Authorization": ["hunter2"] } } },
+            }],
+        });
+        let shown = Caddy::new(api, None).shown(&standing).to_string();
+        assert!(shown.contains("shop.test") && shown.contains("10.0.0.2:80") && !shown.contains("hunter2"), "{shown}");
     }
 }

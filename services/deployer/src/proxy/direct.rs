@@ -48,15 +48,22 @@ impl Proxies {
         switched
     }
 
-    /// Takes away what a proxy holds for `route`, which it serves no more.
-    pub(super) async fn leave(&self, route: &Route, name: &Slug, may: &Permit<'_>) -> Result<(), StepError> {
+    /// Takes away what a proxy holds for `route`, which it serves no more; `then` is written down before anybody else
+    /// may bring the proxy to what the routes say.
+    pub(super) async fn leave<T>(
+        &self,
+        route: &Route,
+        name: &Slug,
+        may: &Permit<'_>,
+        then: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
         let (settings, credentials) = match self.declared(name).await {
             // Nobody knows any more where it was.
-            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => return Ok(()),
+            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => return then.await,
             other => other?,
         };
         let (Some(driver), Target::Live(set)) = (self.driver(name, &settings, credentials)?, &route.target) else {
-            return Ok(());
+            return then.await;
         };
         let turn = self.turns.take(&self.log, &self.holder, name).await?;
         let left = async {
@@ -71,7 +78,8 @@ impl Proxies {
             match &settings.address {
                 Some(address) => probe::gone(self, address, route, set).await,
                 None => Ok(()),
-            }
+            }?;
+            then.await
         };
         let left = left.await;
         turn.give_back().await;
@@ -134,7 +142,7 @@ impl Proxies {
                         (false, None) => State::Missing,
                         (false, Some(_)) => State::Changed,
                     },
-                    found: standing.filter(|_| !fits).map(|standing| standing.to_string()),
+                    found: standing.filter(|_| !fits).map(|standing| driver.shown(&standing).to_string()),
                     repaired: mend,
                 });
             }
@@ -260,7 +268,7 @@ fn no_api(name: &Slug) -> Problem {
 impl Entry {
     fn direct(route: &Route, set: &UpstreamSet) -> Self {
         Self {
-            id: format!("sluice-{}-at-{}", route.project, route.stage),
+            id: format!("sluice-stage_{}_{}", route.project, route.stage),
             host: route.host.clone(),
             path: route.path.clone(),
             upstreams: set.upstreams.iter().map(|upstream| upstream.address.clone()).collect(),
@@ -271,7 +279,7 @@ impl Entry {
     /// All of a host: which stage a path belongs to is the edge's business.
     fn via(route: &Route, edge: &str) -> Self {
         Self {
-            id: format!("sluice-edge-{}", route.host.replace('.', "-dot-")),
+            id: format!("sluice-edge_{}", route.host.replace('.', "_")),
             host: route.host.clone(),
             path: "/".into(),
             upstreams: vec![edge.to_owned()],
@@ -327,5 +335,39 @@ impl Api {
             "the message is the proxy's own; mend what it names, then deploy again",
         );
         if answer.status.is_server_error() { StepError::Transient(problem) } else { problem.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use domain::{DeploymentId, Span, settings::HealthCheck};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn no_two_stages_or_hosts_share_an_entry() {
+        let set = UpstreamSet {
+            deployment: DeploymentId(Uuid::from_u128(1)),
+            upstreams: vec![],
+            health: HealthCheck::default(),
+            drain: Span::secs(5),
+        };
+        let route = |project: &str, stage: &str, host: &str| Route {
+            project: project.parse().expect("a slug"),
+            stage: stage.parse().expect("a slug"),
+            host: host.into(),
+            path: "/".into(),
+            target: Target::Live(set.clone()),
+            fence: 1,
+            front: None,
+        };
+        let stages = [("a-at-b", "c"), ("a", "b-at-c"), ("a-b", "c"), ("a", "b-c"), ("edge", "a")];
+        let hosts = ["a.b", "a-dot-b", "a-b", "a"];
+        let mut ids: HashSet<_> = stages.map(|(p, s)| Entry::direct(&route(p, s, "a.b"), &set).id).into();
+        ids.extend(hosts.map(|host| Entry::via(&route("a", "b", host), "edge:80").id));
+        assert_eq!(ids.len(), stages.len() + hosts.len(), "{ids:?}");
     }
 }

@@ -16,7 +16,10 @@ mod routes;
 mod traefik;
 mod turn;
 
-use std::time::{Duration, Instant};
+use std::{
+    future::ready,
+    time::{Duration, Instant},
+};
 
 use domain::{
     DeploymentId, Key, Slug,
@@ -79,7 +82,7 @@ pub struct Proxies {
 /// What a proxy is to hold for one route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    /// Of letters, digits and `-`; the same for every release of a stage.
+    /// Of letters, digits, `-` and, between names, `_`, which no name holds; the same for every release of a stage.
     id: String,
     host: String,
     path: String,
@@ -96,6 +99,10 @@ trait Driver: Send + Sync {
 
     /// Whether `standing` is what `entry` asks for.
     fn fits(&self, entry: &Entry, standing: &Value) -> bool;
+
+    /// What of `standing` is shown to whoever may see the proxy: where it leads, and none of the rest, in which
+    /// somebody's credentials may lie.
+    fn shown(&self, standing: &Value) -> Value;
 
     /// Has the proxy hold `entry`, and waits until it says that it does. `all` is everything that it is to hold, with
     /// `entry`.
@@ -126,7 +133,7 @@ impl Proxies {
     pub async fn front(&self, route: &RouteSettings) -> Result<Option<Front>, StepError> {
         let Some(proxy) = &route.proxy else { return Ok(None) };
         let (settings, _) = self.declared(proxy).await?;
-        Ok(Some(Front { proxy: proxy.clone(), mode: settings.mode }))
+        Ok(Some(Front { proxy: proxy.clone(), mode: settings.mode, edge: settings.edge }))
     }
 
     /// Points `route`, which is live, at its containers. A failure leaves what stood before.
@@ -142,23 +149,23 @@ impl Proxies {
             && let Some(left) = before.direct()
             && route.direct() != Some(left)
         {
-            Box::pin(self.leave(&before, left, may)).await?;
+            Box::pin(self.leave(&before, left, may, ready(Ok(())))).await?;
         }
         Ok(())
     }
 
     /// Has the edges hold back the requests of `route`.
     pub async fn hold(&self, route: &Route, may: &Permit<'_>) -> Result<(), StepError> {
-        // What lay behind a proxy until now is about to stop.
-        if let Some((before, _)) = routes::standing(&self.log, &routes::key(route)).await?
-            && let Some(left) = before.direct()
-        {
-            if before.fence > route.fence {
-                return Err(StepError::Fenced);
-            }
-            Box::pin(self.leave(&before, left, may)).await?;
-        }
-        let revision = routes::write(&self.log, may, route).await?;
+        let before = routes::standing(&self.log, &routes::key(route)).await?.map(|(route, _)| route);
+        // Only a switch points a proxy anywhere.
+        let route = &Route { front: pointed(before.as_ref(), route), ..route.clone() };
+        let write = routes::write(&self.log, may, route);
+        let revision = match before.as_ref().and_then(|before| Some((before, before.direct()?))) {
+            Some((before, _)) if before.fence > route.fence => return Err(StepError::Fenced),
+            // What lay behind a proxy until now is about to stop.
+            Some((before, left)) => Box::pin(self.leave(before, left, may, write)).await?,
+            None => write.await?,
+        };
         edge::confirm(self, &routes::key(route), Expect::Held { revision }).await
     }
 
@@ -167,6 +174,21 @@ impl Proxies {
     pub async fn withdraw(&self, project: &Slug, stage: &Slug, upto: u64, may: &Permit<'_>) -> Result<(), StepError> {
         self.forget(project, stage, upto, may).await?;
         edge::confirm(self, &format!("{project}.{stage}"), Expect::Gone).await
+    }
+
+    /// Takes away what a switch to `route`, by the stage's settings, may have put at a proxy in mode `direct` and was
+    /// cut off before it wrote it down.
+    pub async fn abandon(&self, settings: &RouteSettings, route: Route, may: &Permit<'_>) -> Result<(), StepError> {
+        let front = match self.front(settings).await {
+            // Nobody knows any more where it was.
+            Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => None,
+            front => front?,
+        };
+        let route = Route { front, ..route };
+        match route.direct() {
+            Some(proxy) => Box::pin(self.leave(&route, proxy, may, ready(Ok(())))).await,
+            None => Ok(()),
+        }
     }
 
     /// Has the edges follow `route`, whether they have taken it up or not.
@@ -189,7 +211,7 @@ impl Proxies {
             if route.fence > upto {
                 return Err(StepError::Fenced);
             }
-            Box::pin(self.leave(&route, proxy, may)).await?;
+            return Box::pin(self.leave(&route, proxy, may, routes::remove(&self.log, may, &key, upto))).await;
         }
         routes::remove(&self.log, may, &key, upto).await
     }
@@ -238,12 +260,16 @@ impl Proxies {
     ) -> Result<(), StepError> {
         let key = routes::key(route);
         let switched = async {
-            let revision = routes::write(&self.log, may, route).await?;
-            edge::confirm(self, &key, Expect::Live { revision, route, deployment }).await?;
+            // The front is written down when the proxy is pointed at the edge, so that a switch that was cut off in
+            // between makes up for it.
+            let first = Route { front: pointed(before, route), ..route.clone() };
+            let revision = routes::write(&self.log, may, &first).await?;
+            edge::confirm(self, &key, Expect::Live { revision, route: &first, deployment }).await?;
             let Some(front) = &route.front else { return Ok(()) };
             let (settings, credentials) = self.declared(&front.proxy).await?;
-            if before.is_none_or(|before| before.front != route.front || before.host != route.host) {
+            if first.front != route.front {
                 self.point_at_edge(route, &front.proxy, &settings, credentials, may).await?;
+                routes::write(&self.log, may, route).await?;
             }
             let Some(address) = &settings.address else { return Ok(()) };
             probe::through_edge(self, address, route, deployment).await
@@ -311,4 +337,10 @@ impl Proxies {
             }
         }))
     }
+}
+
+/// The front of `route` as far as a proxy is known to be pointed at the edge for its host.
+fn pointed(before: Option<&Route>, route: &Route) -> Option<Front> {
+    let before = before.filter(|before| before.direct().is_none() && before.host == route.host)?;
+    route.front.as_ref().and(before.front.clone())
 }

@@ -185,6 +185,24 @@ impl Driver for Npm {
         standing["online"] == true && same && location(standing) == location(&wanted)
     }
 
+    fn shown(&self, standing: &Value) -> Value {
+        let mut shown = json!({ "online": standing["online"] });
+        let mut locations = standing["locations"].as_array().into_iter().flatten();
+        let location = locations.find(|location| location["path"] == "/");
+        for field in ["forward_scheme", "forward_host", "forward_port"] {
+            shown[field] = standing[field].clone();
+            if let Some(location) = location {
+                shown["location"][field] = location[field].clone();
+            }
+        }
+        if let Some(text) = location.and_then(|location| location["advanced_config"].as_str()) {
+            // An id and nothing else: the rest of it may be anything.
+            let marker = text.split_once(DEPLOYMENT_HEADER).and_then(|(_, rest)| rest.split_whitespace().next());
+            shown["location"]["marker"] = marker.filter(|marker| marker.parse::<uuid::Uuid>().is_ok()).into();
+        }
+        shown
+    }
+
     fn put<'a>(&'a self, entry: &'a Entry, _all: &'a [Entry]) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
             let token = self.sign_in().await?;
@@ -274,13 +292,28 @@ mod tests {
         assert_eq!(paths(&locations(&theirs, &entry(None))), ["/"]);
     }
 
+    fn npm() -> Npm {
+        let api = Api::new(reqwest::Client::new(), &"front".parse().expect("a name"), "http://127.0.0.1:81");
+        Npm::new(api, "admin".into(), Secret::new("x"))
+    }
+
+    #[test]
+    fn what_is_shown_of_a_host_tells_where_it_leads_and_no_credentials() {
+        let mut standing = fields(&Value::Null, &entry(Some(1)));
+        standing["advanced_config"] = "proxy_set_header Authorization hunter2;".into();
+        let ours = standing["locations"][0]["advanced_config"].as_str().expect("a text").to_owned();
+        standing["locations"][0]["advanced_config"] = format!("{ours} proxy_set_header X-Key hunter2;").into();
+        let other = json!({ "path": "/api", "forward_host": "hunter2", "advanced_config": "hunter2" });
+        standing["locations"].as_array_mut().expect("a list").push(other);
+        let shown = npm().shown(&standing);
+        assert!(!shown.to_string().contains("hunter2"), "{shown}");
+        assert_eq!(shown["location"]["marker"], Uuid::from_u128(1).to_string());
+        assert_eq!((&shown["forward_host"], &shown["location"]["forward_port"]), (&json!("10.0.0.2"), &json!(8080)));
+    }
+
     #[test]
     fn a_host_fits_only_where_nginx_serves_it() {
-        let npm = Npm::new(
-            Api::new(reqwest::Client::new(), &"front".parse().expect("a name"), "http://127.0.0.1:81"),
-            "admin".into(),
-            Secret::new("x"),
-        );
+        let npm = npm();
         let mut standing = fields(&Value::Null, &entry(Some(1)));
         standing["online"] = true.into();
         assert!(npm.fits(&entry(Some(1)), &standing) && !npm.fits(&entry(Some(2)), &standing));

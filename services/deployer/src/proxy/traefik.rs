@@ -154,6 +154,10 @@ impl Driver for Traefik {
         *standing == shown(entry)
     }
 
+    fn shown(&self, standing: &Value) -> Value {
+        standing.clone()
+    }
+
     fn put<'a>(&'a self, entry: &'a Entry, all: &'a [Entry]) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move { self.have(all, entry, Some(&shown(entry))).await })
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use domain::{
     DeploymentId, Span,
     settings::RouteSettings,
-    stage::{Kind, Release, Spec},
+    stage::{Instance, Kind, Release, Spec},
     traffic::{Front, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
 
@@ -70,18 +70,33 @@ pub(super) async fn switch(job: &Job) -> Result<(), StepError> {
 
 pub(super) async fn revert(job: &Job) -> Result<(), StepError> {
     let Some((previous, host)) = job.previous().and_then(|p| Some((p, p.spec.settings.route.as_ref()?))) else {
-        return withdraw(job).await;
+        withdraw(job).await?;
+        return abandon(job).await;
     };
-    let containers = job.containers(previous.deployment).await?;
-    let mut upstreams: Vec<_> = containers.iter().filter(|c| c.running).filter_map(upstream).collect();
-    if upstreams.is_empty() {
-        // Better the last known addresses than those of the release that is about to go.
-        let known = |instance: &domain::stage::Instance| {
-            Some(Upstream { instance: instance.name.clone(), address: instance.address.clone()? })
-        };
-        upstreams = previous.instances.iter().filter_map(known).collect();
-    }
+    // Better the last known addresses than those of the release that is about to go.
+    let upstreams = last_known(job, previous.deployment, &previous.instances).await?;
     point(job, host, previous.deployment, &previous.spec, upstreams).await
+}
+
+/// Takes away what a switch that was cut off may have put at a proxy before it wrote the route.
+async fn abandon(job: &Job) -> Result<(), StepError> {
+    let rollout = &job.rollout;
+    let (Kind::Release, Some(host)) = (rollout.kind, &rollout.spec.settings.route) else { return Ok(()) };
+    let upstreams = last_known(job, rollout.deployment, &rollout.instances).await?;
+    let route = route(&job.place, host, None, live(rollout.deployment, &rollout.spec, upstreams), job.fence);
+    job.node.proxies.abandon(host, route, &Permit::of(&job.engine)).await
+}
+
+/// Where the containers of `deployment` answer, or did while they ran.
+async fn last_known(job: &Job, deployment: DeploymentId, instances: &[Instance]) -> Result<Vec<Upstream>, StepError> {
+    let containers = job.containers(deployment).await?;
+    let running: Vec<_> = containers.iter().filter(|c| c.running).filter_map(upstream).collect();
+    if !running.is_empty() {
+        return Ok(running);
+    }
+    let known =
+        |instance: &Instance| Some(Upstream { instance: instance.name.clone(), address: instance.address.clone()? });
+    Ok(instances.iter().filter_map(known).collect())
 }
 
 /// Waits until the release that served before has no request in flight, as long as it is entitled to.

@@ -90,6 +90,10 @@ impl Lab {
         (proxies, tokio::spawn(watching))
     }
 
+    fn edge(&self) -> Option<String> {
+        (self.mode == Mode::ViaEdge).then(|| self.edge_address.clone())
+    }
+
     async fn declare(&self) {
         let (driver, url) = match &self.front {
             Front::Nothing => return,
@@ -97,8 +101,8 @@ impl Lab {
             Front::Traefik(proxy) => (Driver::Traefik, proxy.url()),
             Front::Npm(npm) => (Driver::Npm, npm.url()),
         };
-        let edge = (self.mode == Mode::ViaEdge).then(|| self.edge_address.clone());
-        let settings = Settings { driver, mode: self.mode, url: Some(url), address: Some(self.address.clone()), edge };
+        let (url, address) = (Some(url), Some(self.address.clone()));
+        let settings = Settings { driver, mode: self.mode, url, address, edge: self.edge() };
         self.execute(Declare::Configure(settings)).await;
         if let Front::Npm(npm) = &self.front {
             self.sign_in(&npm.username, &npm.password).await;
@@ -163,8 +167,8 @@ impl Lab {
         let (host, port) = elsewhere.rsplit_once(':').expect("host:port");
         let port: u16 = port.parse().expect("a port");
         let id = match self.mode {
-            Mode::Direct => "sluice-shop-at-prod",
-            Mode::ViaEdge => "sluice-edge-shop-dot-test",
+            Mode::Direct => "sluice-stage_shop_prod",
+            Mode::ViaEdge => "sluice-edge_shop_test",
         };
         let client = client();
         match &self.front {
@@ -213,7 +217,7 @@ impl Lab {
         });
         let front = match self.front {
             Front::Nothing => None,
-            _ => Some(domain::traffic::Front { proxy: name(), mode: self.mode }),
+            _ => Some(domain::traffic::Front { proxy: name(), mode: self.mode, edge: self.edge() }),
         };
         let fence = self.fence.fetch_add(1, Ordering::Relaxed);
         let (project, stage) = ("shop".parse().expect("a slug"), stage.parse().expect("a slug"));
