@@ -264,7 +264,7 @@ struct Carrier {
 
 impl Carrier {
     async fn carry_out(&self, hand: &Hand) -> End {
-        self.steps(hand).await.unwrap_or_else(|end| end)
+        Box::pin(self.steps(hand)).await.unwrap_or_else(|end| end)
     }
 
     async fn steps(&self, hand: &Hand) -> Result<End, End> {
