@@ -5,7 +5,7 @@
 
 mod load;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use domain::{DeploymentId, Event, Recorded, stage};
 use eventlog::EventLog;
@@ -105,10 +105,32 @@ async fn the_default_sync_interval_would_lose_what_was_acknowledged() {
 
 async fn events(log: &EventLog) -> Vec<Recorded> {
     let last = log.last_sequence().await.expect("answers");
-    let events = log.follow("sluice.events.>", 0).take(usize::try_from(last).expect("few"));
+    let mut stream = pin!(log.follow("sluice.events.>", 0));
     // Stops at a gap.
-    let events: Vec<_> = soon(events.collect()).await;
-    events.into_iter().map(|event| event.expect("read")).collect()
+    let events: Vec<_> = soon(stream.by_ref().take(usize::try_from(last).expect("few")).collect()).await;
+    let mut events: Vec<Recorded> = events.into_iter().map(|event| event.expect("read")).collect();
+    // The server counts the events of a batch while it writes them: of a decision at the very end, the rest may be on
+    // its way. Where it is not, nothing comes.
+    while let Some(decision) = events.chunk_by(same_decision).next_back()
+        && decision.len() < whole(&decision[0])
+        && let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), stream.next()).await
+    {
+        events.push(event.expect("read"));
+    }
+    events
+}
+
+fn same_decision(one: &Recorded, next: &Recorded) -> bool {
+    one.context.command_id == next.context.command_id
+}
+
+/// How many events its decision has.
+fn whole(event: &Recorded) -> usize {
+    match event.key[0].split('-').next() {
+        Some("single") => 1,
+        Some("batch") => load::BATCH,
+        _ => 2,
+    }
 }
 
 async fn dispatched(log: &EventLog) -> BTreeSet<DeploymentId> {
@@ -129,13 +151,9 @@ async fn missing(told: &Told, log: &EventLog) -> Vec<String> {
             missing.push(format!("event {sequence} ({}): {:?}", event.subject, kept.map(|kept| &kept.subject)));
         }
     }
-    for decision in events.chunk_by(|one, next| one.context.command_id == next.context.command_id) {
+    for decision in events.chunk_by(same_decision) {
         let first = &decision[0];
-        let whole = match first.key[0].split('-').next() {
-            Some("single") => 1,
-            Some("batch") => load::BATCH,
-            _ => 2,
-        };
+        let whole = whole(first);
         if decision.len() != whole {
             missing.push(format!("{} of {whole} events of the decision at {}", decision.len(), first.sequence));
         }
