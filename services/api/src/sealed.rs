@@ -31,3 +31,23 @@ where
     }
     Ok(done?)
 }
+
+/// Has `command` decided. A secret that it ends, wherever `place` finds it in the aggregate, goes from the vault.
+pub(crate) async fn end<A: Aggregate>(
+    log: &EventLog,
+    key: &Key<A>,
+    command: A::Command,
+    context: &Context,
+    place: impl Fn(A) -> Option<String>,
+) -> Result<Committed, Error>
+where
+    Error: From<ExecuteError<A::Rejection>>,
+{
+    let before = place(log.load(key).await?.state);
+    let committed = log.execute(key, command, context).await?;
+    let after = place(log.load(key).await?.state);
+    if let Some(ended) = before.filter(|before| after.as_ref() != Some(before)) {
+        log.vault().delete(&ended).await?;
+    }
+    Ok(committed)
+}

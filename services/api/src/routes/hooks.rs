@@ -136,12 +136,6 @@ pub(crate) async fn remove(
 
 /// Carries `command` out on a hook. A secret that it ends goes.
 pub(super) async fn carry_out(api: &Api, name: &Slug, command: Command, context: &Context) -> Result<Committed, Error> {
-    let key = Key::<Aggregate>::hook(name);
-    let before = api.log.load(&key).await?.state;
-    let committed = api.log.execute(&key, command, context).await?;
-    let after = api.log.load(&key).await?.state;
-    if let Some(ended) = before.secret.filter(|_| after.secret.is_none()) {
-        api.log.vault().delete(&ended.secret).await?;
-    }
-    Ok(committed)
+    let place = |hook: Aggregate| Some(hook.secret?.secret);
+    sealed::end(&api.log, &Key::hook(name), command, context, place).await
 }

@@ -97,12 +97,8 @@ pub(super) async fn carry_out(api: &Api, name: &Slug, command: Command, context:
     if matches!(command, Command::Remove) {
         unused(api, name).await?;
     }
-    let key = Key::<Proxy>::proxy(name);
-    let before = api.log.load(&key).await?.state;
-    let committed = api.log.execute(&key, command, context).await?;
-    let after = api.log.load(&key).await?.state;
-    forget(api, before.credentials.filter(|known| after.credentials.as_ref() != Some(known))).await?;
-    Ok(committed)
+    let place = |proxy: Proxy| Some(proxy.credentials?.secret);
+    sealed::end(&api.log, &Key::proxy(name), command, context, place).await
 }
 
 /// Keep the password for a proxy's admin API, in place of an earlier one.

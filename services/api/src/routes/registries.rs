@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use domain::{
     Aggregate, Context, Key,
     push::{LOOKS, Poll, registry_key},
-    registry::{Command, RegistrySettings},
+    registry::{Command, Registry as Aggregated, RegistrySettings},
 };
 use eventlog::Committed;
 use readmodel::registries::{self, Registry};
@@ -167,12 +167,6 @@ pub(crate) async fn remove_credentials(
 
 /// Carries `command` out. A password that it ends goes.
 pub(super) async fn carry_out(api: &Api, command: Command, context: &Context) -> Result<Committed, Error> {
-    let key = Key::registry(command.host())?;
-    let before = api.log.load(&key).await?.state;
-    let committed = api.log.execute(&key, command, context).await?;
-    let after = api.log.load(&key).await?.state;
-    if let Some(ended) = before.credentials.filter(|_| after.credentials.is_none()) {
-        api.log.vault().delete(&ended.secret).await?;
-    }
-    Ok(committed)
+    let place = |registry: Aggregated| Some(registry.credentials?.secret);
+    sealed::end(&api.log, &Key::registry(command.host())?, command, context, place).await
 }
