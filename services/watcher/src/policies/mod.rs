@@ -71,6 +71,8 @@ struct Pace {
     busy: bool,
     /// Something has changed here: it is asked even where it is never polled.
     fresh: bool,
+    /// Until then the registry wants to be left alone, whatever has changed.
+    quiet: Instant,
 }
 
 /// How a poll ended.
@@ -132,6 +134,7 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                 let Polled { host, poll, repositories, trouble, again } = polled;
                 if let Some(pace) = paces.get_mut(&host) {
                     pace.busy = false;
+                    pace.quiet = Instant::now() + asked_for(trouble.as_ref());
                     pace.failures = if again { pace.failures.saturating_add(1) } else { 0 };
                     let pause = pause(poll, pace.failures, trouble.as_ref());
                     if !pace.fresh {
@@ -148,7 +151,7 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                 picture.fresh.extend(ripe(&shared));
                 for host in std::mem::take(&mut picture.fresh) {
                     if let Some(pace) = paces.get_mut(&host) {
-                        *pace = Pace { next: Instant::now(), failures: 0, fresh: true, busy: pace.busy };
+                        *pace = Pace { next: Instant::now(), failures: 0, fresh: true, ..*pace };
                     }
                 }
                 let followed = picture.registries();
@@ -157,9 +160,9 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                     let pace = paces.entry(host.to_owned()).or_insert_with(|| {
                         // Many registries at once are asked one after another.
                         let first = TICK.mul_f64(rand::random());
-                        Pace { next: Instant::now() + first, failures: 0, fresh: true, busy: false }
+                        Pace { next: Instant::now() + first, failures: 0, fresh: true, busy: false, quiet: Instant::now() }
                     });
-                    if !pace.busy && pace.next <= Instant::now() {
+                    if !pace.busy && pace.next.max(pace.quiet) <= Instant::now() {
                         pace.busy = true;
                         let fresh = std::mem::take(&mut pace.fresh);
                         polls.push(Box::pin(poll(shared.clone(), host.to_owned(), picture.on(host), fresh)));
@@ -287,13 +290,17 @@ fn failed(trouble: &Trouble) -> Finding {
 /// Until a registry is asked again: as it was declared, longer after trouble, and never sooner than it said.
 fn pause(poll: Duration, failures: u32, trouble: Option<&Trouble>) -> Duration {
     let backed_off = poll.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE.max(poll));
-    let asked = match trouble {
-        Some(Trouble::Registry(trouble)) => trouble.pause().unwrap_or_default(),
-        Some(Trouble::Log(_) | Trouble::Project(_) | Trouble::Stage(_) | Trouble::Commit(_)) | None => Duration::ZERO,
-    };
     // So that not everybody who began together asks together for ever.
     let jitter = 0.9 + 0.2 * rand::random::<f64>();
-    backed_off.mul_f64(jitter).max(asked)
+    backed_off.mul_f64(jitter).max(asked_for(trouble))
+}
+
+/// How long the registry itself wants to be left alone.
+fn asked_for(trouble: Option<&Trouble>) -> Duration {
+    match trouble {
+        Some(Trouble::Registry(trouble)) => trouble.pause().unwrap_or_default(),
+        Some(Trouble::Log(_) | Trouble::Project(_) | Trouble::Stage(_) | Trouble::Commit(_)) | None => Duration::ZERO,
+    }
 }
 
 /// Writes down what was found at a stage, if that is news.

@@ -244,6 +244,9 @@ async fn a_registry_that_asks_for_peace_gets_it_and_one_that_hangs_holds_up_no_o
     };
     // Its node does not know the image, so it is looked at again each second.
     let _ = pushed;
+    // What changes here is no reason to ask before the hour is over.
+    lab.run("dev", Command::Hold { by: "ana".into(), reason: "a visit".into() }).await;
+    lab.run("dev", Command::LiftHold).await;
     tokio::time::timeout(registry::PATIENCE, asked).await.expect("the third is asked on");
     assert_eq!(lab.registry.counts().requests, before, "an hour is not over");
 }
