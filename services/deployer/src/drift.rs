@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use domain::{
+    DeploymentId,
     difference::Difference,
     drift::{Found, FoundContainer, spoken},
     env::EnvValue,
@@ -67,10 +68,10 @@ async fn inspect(node: &Node, place: &Place) -> Result<Found, StepError> {
     };
     let expected = Expected::of(node, place, current).await?;
     let mut containers = Vec::new();
-    for container in standing.iter().filter(|container| container.labels.deployment == current.deployment) {
+    for container in standing.iter().filter(|container| container.labels.set == current.set) {
         // One that went in this moment is counted as missing.
         let Some(facts) = node.engine.facts(&container.id).await? else { continue };
-        containers.push(found(container, expected.compare(container, &facts)));
+        containers.push(found(stage, container, expected.compare(container, &facts)));
     }
     let wanted = usize::from(current.spec.settings.replicas);
     let running = containers.iter().filter(|container| container.running).count();
@@ -81,24 +82,28 @@ async fn inspect(node: &Node, place: &Place) -> Result<Found, StepError> {
 
 /// Containers that run and that no release wants to run.
 fn strangers(stage: &Stage, standing: &[Container]) -> Vec<FoundContainer> {
-    let serves = |container: &Container| {
-        stage.current.as_ref().is_some_and(|current| current.deployment == container.labels.deployment)
-    };
-    let unwanted = |container: &&Container| match stage.keeps(container.labels.deployment) {
+    let serves =
+        |container: &Container| stage.current.as_ref().is_some_and(|current| current.set == container.labels.set);
+    let unwanted = |container: &&Container| match stage.keeps(container.labels.set) {
         Keep::Running | Keep::InProgress => false,
         Keep::Stopped | Keep::Nothing => container.running && !serves(container),
     };
     let told = |container: &Container| {
-        let runs = format!("runs for deployment {}, which does not serve", container.labels.deployment);
-        found(container, Difference::between("container", None, Some(json!(runs))).into_iter().collect())
+        let runs = format!("runs for deployment {}, which does not serve", deployment(stage, container));
+        found(stage, container, Difference::between("container", None, Some(json!(runs))).into_iter().collect())
     };
     standing.iter().filter(unwanted).map(told).collect()
 }
 
-fn found(container: &Container, differences: Vec<Difference>) -> FoundContainer {
+/// The one that runs on it, or did last; where nobody remembers, the one that made it.
+fn deployment(stage: &Stage, container: &Container) -> DeploymentId {
+    stage.runs_on(container.labels.set).unwrap_or(container.labels.set)
+}
+
+fn found(stage: &Stage, container: &Container, differences: Vec<Difference>) -> FoundContainer {
     FoundContainer {
         name: container.name.clone(),
-        deployment: container.labels.deployment,
+        deployment: deployment(stage, container),
         replica: container.labels.replica,
         running: container.running,
         differences,

@@ -27,7 +27,8 @@ pub(crate) struct Owner<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Labels {
     pub(crate) place: Place,
-    pub(crate) deployment: DeploymentId,
+    /// The deployment that made it, with the others of its set.
+    pub(crate) set: DeploymentId,
     /// From 1.
     pub(crate) replica: u16,
     pub(crate) config_hash: String,
@@ -49,8 +50,8 @@ impl Owner<'_> {
         [self.of_project(&place.project), vec![format!("{STAGE}={}", place.stage)]].concat()
     }
 
-    pub(crate) fn of_deployment(&self, place: &Place, deployment: DeploymentId) -> Vec<String> {
-        [self.of_stage(place), vec![format!("{DEPLOYMENT}={deployment}")]].concat()
+    pub(crate) fn of_set(&self, place: &Place, set: DeploymentId) -> Vec<String> {
+        [self.of_stage(place), vec![format!("{DEPLOYMENT}={set}")]].concat()
     }
 
     /// Of a project's network. Another installation's project of the same name has one of its own.
@@ -67,7 +68,7 @@ impl Owner<'_> {
         let mut map = self.base([
             (PROJECT, labels.place.project.to_string()),
             (STAGE, labels.place.stage.to_string()),
-            (DEPLOYMENT, labels.deployment.to_string()),
+            (DEPLOYMENT, labels.set.to_string()),
             (REPLICA, labels.replica.to_string()),
             (CONFIG_HASH, labels.config_hash.clone()),
         ]);
@@ -92,7 +93,7 @@ impl Owner<'_> {
         ours.then_some(())?;
         Some(Labels {
             place: Place { project: get(PROJECT)?.parse().ok()?, stage: get(STAGE)?.parse().ok()? },
-            deployment: get(DEPLOYMENT)?.parse().ok()?,
+            set: get(DEPLOYMENT)?.parse().ok()?,
             replica: get(REPLICA)?.parse().ok()?,
             config_hash: get(CONFIG_HASH)?.to_owned(),
             port: get(PORT).and_then(|port| port.parse().ok()),
@@ -102,8 +103,8 @@ impl Owner<'_> {
 
 /// `<project>-<stage>-<deployment>-<replica>`, where the deployment is told by the first eight
 /// characters of its id's random tail: its head is the time, which two deployments may share.
-pub(crate) fn container_name(place: &Place, deployment: DeploymentId, replica: u16) -> String {
-    let id = deployment.to_string();
+pub(crate) fn container_name(place: &Place, set: DeploymentId, replica: u16) -> String {
+    let id = set.to_string();
     let tail = id.rsplit('-').next().unwrap_or(&id);
     format!("{}-{}-{}-{replica}", place.project, place.stage, tail.get(..8).unwrap_or(tail))
 }
@@ -115,7 +116,7 @@ mod tests {
     fn labels() -> Labels {
         Labels {
             place: Place { project: "shop".parse().expect("good"), stage: "dev".parse().expect("good") },
-            deployment: "0193a1b2-0000-7000-8000-0123456789ab".parse().expect("an id"),
+            set: "0193a1b2-0000-7000-8000-0123456789ab".parse().expect("an id"),
             replica: 2,
             config_hash: "x".into(),
             port: Some(8080),
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_name_tells_project_stage_deployment_and_replica() {
-        let Labels { place, deployment, .. } = labels();
-        assert_eq!(container_name(&place, deployment, 2), "shop-dev-01234567-2");
+        let Labels { place, set, .. } = labels();
+        assert_eq!(container_name(&place, set, 2), "shop-dev-01234567-2");
     }
 }

@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::{
     Node,
     docker::{Container, Engine, EngineError},
+    labels::Labels,
 };
 
 /// A failure carries this much output.
@@ -73,15 +74,16 @@ impl Followers {
     /// Follows `container` from where its output was left.
     pub(crate) async fn follow(&mut self, container: &Container) {
         while self.tasks.try_join_next().is_some() {}
+        let from = reference(&self.node, container).await;
         let after = match self.following.remove(&container.id) {
             // It may be about to end with the container's last life; the next one takes up what it left.
             Some((task, after)) => {
                 task.abort();
                 after
             }
-            None => Arc::new(AtomicI64::new(last_kept(&self.node, container).await)),
+            None => Arc::new(AtomicI64::new(last_kept(&self.node, &from).await)),
         };
-        let work = copy(self.node.clone(), container.clone(), after.clone());
+        let work = copy(self.node.clone(), container.clone(), from, after.clone());
         let task = self.tasks.spawn(work);
         self.following.insert(container.id.clone(), (task, after));
     }
@@ -100,8 +102,7 @@ impl Followers {
 }
 
 /// Copies until the container ends. `after` is the time of the last line copied, in nanoseconds.
-async fn copy(node: Arc<Node>, container: Container, after: Arc<AtomicI64>) {
-    let from = reference(&container);
+async fn copy(node: Arc<Node>, container: Container, from: LogRef, after: Arc<AtomicI64>) {
     let copied: Result<(), EngineError> = async {
         // Docker takes whole seconds here; what comes twice is told by its time.
         let since = i32::try_from(after.load(Ordering::Relaxed) / 1_000_000_000).unwrap_or_default();
@@ -133,19 +134,28 @@ fn line(chunk: &LogOutput) -> Option<LogLine> {
     Some(LogLine { time, stream, text: text.trim_end().to_owned() })
 }
 
-fn reference(container: &Container) -> LogRef {
+/// Its output is that of the deployment which runs on it now.
+async fn reference(node: &Node, container: &Container) -> LogRef {
+    let Labels { place, set, .. } = &container.labels;
+    let deployment = match node.log.fold(&place.key()).await {
+        Ok(loaded) => loaded.state.runs_on(*set),
+        Err(error) => {
+            tracing::debug!(%error, container = container.name, "its output is kept as that of who made it");
+            None
+        }
+    };
     LogRef {
-        project: container.labels.place.project.clone(),
-        stage: container.labels.place.stage.clone(),
-        deployment: container.labels.deployment,
+        project: place.project.clone(),
+        stage: place.stage.clone(),
+        deployment: deployment.unwrap_or(*set),
         source: container.name.clone(),
     }
 }
 
-/// When the last line of `container` that an earlier process copied was written, in nanoseconds.
-async fn last_kept(node: &Node, container: &Container) -> i64 {
-    let last = node.log.logs().last(&reference(container)).await.unwrap_or_else(|error| {
-        tracing::debug!(%error, container = container.name, "some of its output may be kept twice");
+/// When the last line of a container that an earlier process copied was written, in nanoseconds.
+async fn last_kept(node: &Node, from: &LogRef) -> i64 {
+    let last = node.log.logs().last(from).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, container = from.source, "some of its output may be kept twice");
         None
     });
     last.and_then(|time| time.timestamp_nanos_opt()).unwrap_or_default()

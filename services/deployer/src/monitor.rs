@@ -112,7 +112,7 @@ async fn observe(node: &Node, followers: &mut Followers, event: EventMessage) ->
     let Some(name) = attributes.get("name") else { return Ok(()) };
     let observed = if action == "start" {
         let owner = node.labels();
-        let listed = node.engine.containers(owner, owner.of_deployment(&labels.place, labels.deployment)).await?;
+        let listed = node.engine.containers(owner, owner.of_set(&labels.place, labels.set)).await?;
         let container = listed.into_iter().find(|container| container.id == id);
         if let Some(container) = container.as_ref().filter(|container| container.running) {
             followers.follow(container).await;
@@ -156,7 +156,7 @@ fn command_id(container: &str, nanos: Option<i64>, action: &str) -> Uuid {
 /// Tries until NATS is back: what was seen is not lost.
 async fn record(node: &Node, labels: &Labels, instance: &str, observed: Observed, command_id: Uuid) {
     let context = domain::Context { command_id, correlation_id: command_id, ..node.context() };
-    let command = Command::Observe { deployment: labels.deployment, instance: instance.to_owned(), observed };
+    let command = Command::Observe { set: labels.set, instance: instance.to_owned(), observed };
     let mut pause = FIRST_PAUSE;
     loop {
         match node.log.execute(&labels.place.key(), command.clone(), &context).await {

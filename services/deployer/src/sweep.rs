@@ -65,13 +65,13 @@ async fn stage(node: &Arc<Node>, place: &Place) -> Result<(), StepError> {
     steps::refresh_route(node, place).await
 }
 
-/// An engine whose changes are made only as long as the stage wants `keep` of `deployment`: what a sweep was about to
+/// An engine whose changes are made only as long as the stage wants `keep` of `set`: what a sweep was about to
 /// do may be wrong by the time it does it.
-pub(crate) fn while_kept(node: &Node, place: &Place, deployment: DeploymentId, keep: Keep) -> Engine {
+pub(crate) fn while_kept(node: &Node, place: &Place, set: DeploymentId, keep: Keep) -> Engine {
     let (log, key) = (node.log.clone(), place.key());
     node.engine.guarded(Arc::new(move || {
         let (log, key) = (log.clone(), key.clone());
-        async move { Ok(log.fold(&key).await?.state.keeps(deployment) == keep) }.boxed()
+        async move { Ok(log.fold(&key).await?.state.keeps(set) == keep) }.boxed()
     }))
 }
 
@@ -85,7 +85,7 @@ pub(crate) async fn settle(
     let Plan { start, stop, remove } = plan(stage, containers);
     for container in &start {
         tracing::info!(container = container.name, "starting a container of the current release");
-        let engine = while_kept(node, place, container.labels.deployment, Keep::Running);
+        let engine = while_kept(node, place, container.labels.set, Keep::Running);
         if let Err(error) = engine.start(&container.id).await {
             let EngineError::Refused { message, .. } = &error else { return Err(error.into()) };
             let Some(hindrance) = Hindrance::of(message) else { return Err(error.into()) };
@@ -97,12 +97,12 @@ pub(crate) async fn settle(
         engine.set_restart(&container.id, true).await?;
     }
     let grace = stage.current.as_ref().map_or(ORPHAN_GRACE, |current| current.spec.settings.stop_grace.duration());
-    let stopping = |container: &Container| while_kept(node, place, container.labels.deployment, Keep::Stopped);
+    let stopping = |container: &Container| while_kept(node, place, container.labels.set, Keep::Stopped);
     stop_all(stopping, &stop, grace).await?;
     for container in &remove {
         tracing::info!(container = container.name, "removing a container that no kept release needs");
     }
-    let removing = |container: &Container| while_kept(node, place, container.labels.deployment, Keep::Nothing);
+    let removing = |container: &Container| while_kept(node, place, container.labels.set, Keep::Nothing);
     stop_all(removing, &remove, ORPHAN_GRACE).await?;
     remove_all(removing, &remove).await?;
     Ok(remove.into_iter().map(|container| container.image).collect())
@@ -111,7 +111,7 @@ pub(crate) async fn settle(
 fn plan(stage: &Stage, containers: Vec<Container>) -> Plan {
     let mut plan = Plan::default();
     for container in containers {
-        match (stage.keeps(container.labels.deployment), container.running) {
+        match (stage.keeps(container.labels.set), container.running) {
             (Keep::Running, false) => plan.start.push(container),
             (Keep::Stopped, true) => plan.stop.push(container),
             (Keep::Nothing, _) => plan.remove.push(container),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn names(containers: &[Container]) -> Vec<(DeploymentId, bool)> {
-        containers.iter().map(|container| (container.labels.deployment, container.running)).collect()
+        containers.iter().map(|container| (container.labels.set, container.running)).collect()
     }
 
     #[test]

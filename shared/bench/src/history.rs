@@ -254,7 +254,7 @@ impl History {
         };
         let of = self.worker_name();
         for observed in story {
-            self.stage(at, &of, Command::Observe { deployment, instance: instance.clone(), observed })?;
+            self.stage(at, &of, Command::Observe { set: deployment, instance: instance.clone(), observed })?;
         }
         Ok(())
     }

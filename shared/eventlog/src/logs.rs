@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt::Display,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -118,9 +119,10 @@ impl Logs {
         }
     }
 
-    /// When the last line of `from` that was kept was written.
+    /// When the last line that was kept of `from`'s source, for whichever deployment, was written.
     pub async fn last(&self, from: &LogRef) -> Result<Option<DateTime<Utc>>, Error> {
-        let Some(stored) = self.log.inner.last_on(STREAM, &from.subject()).await? else { return Ok(None) };
+        let subject = from.subject(&"*");
+        let Some(stored) = self.log.inner.last_on(STREAM, &subject).await? else { return Ok(None) };
         Ok(entries(stored.sequence, &stored.message.payload)?.into_iter().map(|entry| entry.line.time).max())
     }
 
@@ -180,12 +182,12 @@ fn truncate(text: &mut String) {
 }
 
 impl LogRef {
-    fn subject(&self) -> String {
+    fn subject(&self, deployment: &impl Display) -> String {
         // A container's name may hold dots, which would make it several tokens.
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let source: String = self.source.chars().map(plain).take(128).collect();
         let source = if source.is_empty() { "_" } else { &source };
-        format!("sluice.logs.{}.{}.{}.{source}", self.project, self.stage, self.deployment)
+        format!("sluice.logs.{}.{}.{deployment}.{source}", self.project, self.stage)
     }
 }
 
@@ -280,7 +282,7 @@ async fn send(client: &async_nats::Client, gathered: &mut Gathered, from: &Arc<L
     let Some(waiting) = gathered.remove(from) else { return };
     let chunk = Chunk { deployment: from.deployment, source: from.source.clone(), lines: waiting.lines };
     let sent = match serde_json::to_vec(&chunk) {
-        Ok(payload) => client.publish(from.subject(), payload.into()).await.map_err(|e| e.to_string()),
+        Ok(payload) => client.publish(from.subject(&from.deployment), payload.into()).await.map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
     };
     if let Err(problem) = sent {

@@ -146,11 +146,12 @@ impl Inner {
         }
     }
 
-    /// The last message on exactly `subject`.
+    /// The last message on `subject`, which may hold wildcards.
     pub(crate) async fn last_on(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
         const OPERATION: &str = "reading a key";
-        let request_subject = format!("$JS.API.DIRECT.GET.{stream}.{subject}");
-        let message = request(&self.client, OPERATION, &request_subject, HeaderMap::new(), Bytes::new(), DEADLINE);
+        let request_subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let question = json!({ "last_by_subj": subject }).to_string();
+        let message = request(&self.client, OPERATION, &request_subject, HeaderMap::new(), question.into(), DEADLINE);
         let message = self.connected(OPERATION, message).await?;
         match message.status.map(|status| status.as_u16()) {
             None => stored(OPERATION, message).map(Some),

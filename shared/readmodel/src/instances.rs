@@ -250,8 +250,8 @@ mod tests {
     use crate::testing::{History, database, id, writer};
 
     fn observe(history: &mut History, deployment: u128, instance: &str, observed: Observed) {
-        let (deployment, instance) = (id(deployment), instance.to_owned());
-        history.stage("dev", Command::Observe { deployment, instance, observed });
+        let (set, instance) = (id(deployment), instance.to_owned());
+        history.stage("dev", Command::Observe { set, instance, observed });
     }
 
     /// Applied one by one, so that every row has been stored and loaded in between.

@@ -304,7 +304,7 @@ pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, d
     let observe = |history: &mut History, n: u8, observed| {
         let deployment = 1 + u128::from(n) % (*deployments).max(1);
         let instance = format!("c{deployment}-{}", 1 + n % 2);
-        history.stage(stage, Command::Observe { deployment: id(deployment), instance, observed });
+        history.stage(stage, Command::Observe { set: id(deployment), instance, observed });
     };
     match happening {
         Happening::Declare(replicas) => {

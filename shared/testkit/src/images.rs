@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bollard::{body_full, query_parameters::ImportImageOptionsBuilder};
+use bollard::{
+    body_full,
+    query_parameters::{ImportImageOptionsBuilder, UploadToContainerOptionsBuilder},
+};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -93,6 +96,14 @@ impl SampleImage {
             .try_for_each(async |_| Ok(()))
             .await
             .with_context(|| format!("loading the image {reference}"))
+    }
+
+    /// Puts something that cannot be run in the place of the program of `container`, which was made from such an image.
+    pub async fn spoil(docker: &Docker, container: &str) -> Result<()> {
+        let archive = tar_of(&[(PROGRAM, 0o755, b"not a program")])?;
+        let options = UploadToContainerOptionsBuilder::default().path("/").build();
+        let spoilt = docker.client().upload_to_container(container, Some(options), body_full(archive.into())).await;
+        spoilt.with_context(|| format!("writing into container {container}"))
     }
 
     /// The format of `docker save`: one layer, one configuration, one manifest.

@@ -39,11 +39,11 @@ impl Container {
     }
 
     #[cfg(test)]
-    pub(crate) fn sample(deployment: domain::DeploymentId, running: bool) -> Self {
+    pub(crate) fn sample(set: domain::DeploymentId, running: bool) -> Self {
         let name = "dev".parse::<domain::Slug>().expect("a good name");
         let place = crate::Place { project: name.clone(), stage: name };
-        let labels = Labels { place, deployment, replica: 1, config_hash: String::new(), port: None };
-        Self { id: deployment.to_string(), name: "c".into(), labels, running, image: String::new(), ip: None }
+        let labels = Labels { place, set, replica: 1, config_hash: String::new(), port: None };
+        Self { id: set.to_string(), name: "c".into(), labels, running, image: String::new(), ip: None }
     }
 }
 
@@ -86,7 +86,7 @@ impl Engine {
             })
             .await?;
         let mut ours: Vec<_> = found.into_iter().filter_map(|summary| listed(owner, summary)).collect();
-        ours.sort_by_key(|container| (container.labels.deployment, container.labels.replica));
+        ours.sort_by_key(|container| (container.labels.set, container.labels.replica));
         Ok(ours)
     }
 

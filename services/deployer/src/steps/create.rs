@@ -23,8 +23,8 @@ use crate::{
 /// Containers that are started at the same time.
 const AT_ONCE: usize = 4;
 
-/// Has every container of the set exist and run.
-pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<Vec<Instance>, StepError> {
+/// Has every container of `set` exist and run.
+pub(super) async fn create(job: &Job, set: DeploymentId, spec: &Spec) -> Result<Vec<Instance>, StepError> {
     let image = pull::have_image(job, &spec.image).await?;
     let port = choose_port(&spec.settings, &image)?;
     let (owner, project) = (job.node.labels(), &job.place.project);
@@ -32,7 +32,7 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
     let hash = config_hash(spec);
 
     let mut missing: Vec<u16> = (1..=spec.settings.replicas).collect();
-    for standing in job.containers(deployment).await? {
+    for standing in job.containers(set).await? {
         // Left by an attempt under other settings, or beyond their number: never by this one.
         if standing.labels.config_hash != hash || standing.labels.replica > spec.settings.replicas {
             job.engine.remove(&standing.id).await?;
@@ -40,7 +40,7 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
             missing.retain(|replica| *replica != standing.labels.replica);
         }
     }
-    let name = |replica| container_name(&job.place, deployment, replica);
+    let name = |replica| container_name(&job.place, set, replica);
     let names: Vec<String> = missing.iter().map(|replica| name(*replica)).collect();
     let addresses = job.engine.addresses(&network, &names).await?;
     let mut to_make: HashMap<u16, Option<Address>> = missing.into_iter().zip(addresses).collect();
@@ -52,7 +52,7 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
         .map(|replica| {
             let name = name(replica);
             let to_make = to_make.remove(&replica).map(|address| {
-                let labels = Labels { place: job.place.clone(), deployment, replica, config_hash: hash.clone(), port };
+                let labels = Labels { place: job.place.clone(), set, replica, config_hash: hash.clone(), port };
                 (container(owner, &labels, spec, env.clone(), &network.id), address)
             });
             async move {
@@ -66,7 +66,7 @@ pub(super) async fn create(job: &Job, deployment: DeploymentId, spec: &Spec) -> 
         .try_collect::<()>()
         .await?;
 
-    let containers = job.containers(deployment).await?;
+    let containers = job.containers(set).await?;
     for container in &containers {
         if !container.running {
             return Err(health::ended(job, container, None, "at once").await?.into());
@@ -151,10 +151,11 @@ pub(crate) fn choose_port(settings: &StageSettings, image: &LocalImage) -> Resul
     }
 }
 
-/// Tells whether a container was made from the same specification.
+/// Tells whether a container would be made the same way again. What only says how it is looked after may change.
 pub(crate) fn config_hash(spec: &Spec) -> String {
-    // Maps in it are sorted, so equal specifications have equal text; it always becomes JSON.
-    let text = serde_json::to_vec(spec).unwrap_or_default();
+    let StageSettings { port, env, resources, .. } = &spec.settings;
+    // Maps in it are sorted, so equal ones have equal text; it always becomes JSON.
+    let text = serde_json::to_vec(&(spec.image.pinned(), port, env, resources)).unwrap_or_default();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).simple().to_string()
 }
 
@@ -249,11 +250,23 @@ mod tests {
     }
 
     #[test]
-    fn any_change_of_the_specification_changes_the_hash() {
-        let mut other = spec();
-        other.settings.env.insert("A".into(), "b".into());
-        assert_eq!(config_hash(&spec()), config_hash(&spec()));
-        assert_ne!(config_hash(&spec()), config_hash(&other));
+    fn the_hash_tells_what_would_be_made_otherwise() {
+        let hash = |change: fn(&mut Spec)| {
+            let mut spec = spec();
+            change(&mut spec);
+            config_hash(&spec)
+        };
+        let same = hash(|_| {});
+        assert_eq!(hash(|_| {}), same);
+        assert_eq!(hash(|spec| (spec.settings.keep, spec.settings.replicas) = (9, 9)), same, "looked after otherwise");
+        for other in [
+            hash(|spec| drop(spec.settings.env.insert("A".into(), "b".into()))),
+            hash(|spec| spec.settings.port = Some(81)),
+            hash(|spec| spec.settings.resources.pids = Some(1)),
+            hash(|spec| spec.image.digest = format!("sha256:{:064}", 2)),
+        ] {
+            assert_ne!(other, same);
+        }
     }
 
     #[test]
@@ -263,13 +276,8 @@ mod tests {
         spec.settings.resources.cpus = Some(Cpus::from_milli(500));
         spec.settings.resources.pids = Some(100);
         let place = Place { project: "shop".parse().expect("good"), stage: "dev".parse().expect("good") };
-        let labels = Labels {
-            place,
-            deployment: DeploymentId(Uuid::nil()),
-            replica: 1,
-            config_hash: "x".into(),
-            port: Some(80),
-        };
+        let labels =
+            Labels { place, set: DeploymentId(Uuid::nil()), replica: 1, config_hash: "x".into(), port: Some(80) };
         let owner = Owner { installation: Uuid::nil(), node: "local" };
         let body = container(owner, &labels, &spec, vec!["A=b=c".into()], "net");
         assert_eq!(body.image, Some(format!("r:5000/shop@sha256:{:064}", 1)));

@@ -47,12 +47,12 @@ pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepErro
     match step {
         Step::Pull => pull::pull(job).await.map(done),
         Step::Hold | Step::Rehold => traffic::hold(job).await.map(done),
-        Step::Create => create::create(job, job.rollout.deployment, &job.rollout.spec).await,
+        Step::Create => create::create(job, job.rollout.set, &job.rollout.spec).await,
         Step::AwaitHealthy => {
-            let spec = &job.rollout.spec;
-            await_healthy(job, job.rollout.deployment, spec).await?;
+            let Rollout { set, spec, .. } = &job.rollout;
+            await_healthy(job, *set, spec).await?;
             if spec.settings.bake == Span::ZERO {
-                keep_running(job, job.rollout.deployment).await?;
+                keep_running(job, *set).await?;
             }
             Ok(vec![])
         }
@@ -80,10 +80,10 @@ impl Job {
         note(&self.node, &self.place, self.rollout.deployment, text);
     }
 
-    /// The containers of a deployment, by replica.
-    pub(crate) async fn containers(&self, deployment: DeploymentId) -> Result<Vec<Container>, StepError> {
+    /// The containers of `set`, by replica.
+    pub(crate) async fn containers(&self, set: DeploymentId) -> Result<Vec<Container>, StepError> {
         let owner = self.node.labels();
-        Ok(self.engine.containers(owner, owner.of_deployment(&self.place, deployment)).await?)
+        Ok(self.engine.containers(owner, owner.of_set(&self.place, set)).await?)
     }
 
     /// Where this rollout's removal or replacement has to look for what served before.
@@ -93,60 +93,60 @@ impl Job {
 }
 
 /// Waits until every container of the set is healthy.
-async fn await_healthy(job: &Job, deployment: DeploymentId, spec: &Spec) -> Result<(), StepError> {
+async fn await_healthy(job: &Job, set: DeploymentId, spec: &Spec) -> Result<(), StepError> {
     if job.again {
         // Whatever stopped them was not their own doing.
-        create::create(job, deployment, spec).await?;
+        create::create(job, set, spec).await?;
     }
-    let containers = job.containers(deployment).await?;
+    let containers = job.containers(set).await?;
     health::await_all(job, &containers, spec).await
 }
 
 /// From now on the engine starts them again whenever they end: before they have proven themselves, one that ends must
 /// stay down to be seen.
-async fn keep_running(job: &Job, deployment: DeploymentId) -> Result<(), StepError> {
-    for container in job.containers(deployment).await? {
+async fn keep_running(job: &Job, set: DeploymentId) -> Result<(), StepError> {
+    for container in job.containers(set).await? {
         job.engine.set_restart(&container.id, true).await?;
     }
     Ok(())
 }
 
 async fn bake(job: &Job) -> Result<(), StepError> {
-    let (deployment, spec) = (job.rollout.deployment, &job.rollout.spec);
+    let Rollout { set, spec, .. } = &job.rollout;
     if job.again {
-        create::create(job, deployment, spec).await?;
+        create::create(job, *set, spec).await?;
     }
-    let containers = job.containers(deployment).await?;
+    let containers = job.containers(*set).await?;
     health::watch_all(job, &containers, spec).await?;
-    keep_running(job, deployment).await
+    keep_running(job, *set).await
 }
 
 /// Brings the previous release back: the containers that were stopped, or new ones where they are gone.
 async fn restore(job: &Job) -> Result<(), StepError> {
     let Some(previous) = job.previous() else { return Ok(()) };
     pull::have_image(job, &previous.spec.image).await?;
-    create::create(job, previous.deployment, &previous.spec).await?;
-    await_healthy(job, previous.deployment, &previous.spec).await?;
-    keep_running(job, previous.deployment).await
+    create::create(job, previous.set, &previous.spec).await?;
+    await_healthy(job, previous.set, &previous.spec).await?;
+    keep_running(job, previous.set).await
 }
 
 /// Makes the containers of what serves again where someone removed them, if nothing else is under way.
 pub(crate) async fn complete(node: &Arc<Node>, place: &Place) -> Result<(), StepError> {
     let loaded = node.log.fold(&place.key()).await?;
     let stage = &loaded.state;
-    let (None, Some(Release { deployment, spec, .. })) = (&stage.active, &stage.current) else { return Ok(()) };
+    let (None, Some(Release { deployment, set, spec, .. })) = (&stage.active, &stage.current) else { return Ok(()) };
     if stage.node() != Some(&node.name) {
         return Ok(());
     }
     let rollout = Rollout::new(*deployment, Kind::Release, spec.clone(), None);
-    let engine = sweep::while_kept(node, place, *deployment, Keep::Running);
+    let engine = sweep::while_kept(node, place, *set, Keep::Running);
     let job = Job { node: node.clone(), engine, place: place.clone(), rollout, fence: loaded.version, again: true };
-    let standing = job.containers(*deployment).await?;
+    let standing = job.containers(*set).await?;
     if (1..=spec.settings.replicas).all(|number| standing.iter().any(|c| c.labels.replica == number)) {
         return Ok(());
     }
     tracing::warn!(%place, %deployment, "containers of what serves are gone; they are made again");
     job.note("containers are gone without a deployment having removed them; they are made again");
-    create::create(&job, *deployment, spec).await?;
-    keep_running(&job, *deployment).await
+    create::create(&job, *set, spec).await?;
+    keep_running(&job, *set).await
 }

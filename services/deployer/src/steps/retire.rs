@@ -25,7 +25,7 @@ pub(super) async fn retire(job: &Job) -> Result<(), StepError> {
     match job.rollout.kind {
         Kind::Release => {
             let Some(previous) = job.previous() else { return Ok(()) };
-            let containers = job.containers(previous.deployment).await?;
+            let containers = job.containers(previous.set).await?;
             stop_all(|_| job.engine.clone(), &containers, previous.spec.settings.stop_grace.duration()).await?;
         }
         Kind::Removal => {
@@ -44,8 +44,13 @@ pub(super) async fn retire(job: &Job) -> Result<(), StepError> {
 /// Takes the new release away.
 pub(super) async fn discard(job: &Job) -> Result<(), StepError> {
     traffic::drain_discarded(job).await?;
-    let containers = job.containers(job.rollout.deployment).await?;
-    stop_all(|_| job.engine.clone(), &containers, job.rollout.spec.settings.stop_grace.duration()).await?;
+    let rollout = &job.rollout;
+    let containers = job.containers(rollout.set).await?;
+    stop_all(|_| job.engine.clone(), &containers, rollout.spec.settings.stop_grace.duration()).await?;
+    // Those of an earlier release are kept, unless it was they that failed: then the next try makes new ones.
+    if rollout.flips() && rollout.failure.is_none() {
+        return Ok(());
+    }
     remove_all(|_| job.engine.clone(), &containers).await
 }
 

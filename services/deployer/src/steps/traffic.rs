@@ -58,7 +58,7 @@ pub(super) async fn switch(job: &Job) -> Result<(), StepError> {
         Kind::Removal => None,
     };
     let Some(host) = host else { return withdraw(job).await };
-    let containers = job.containers(rollout.deployment).await?;
+    let containers = job.containers(rollout.set).await?;
     for container in &containers {
         if !container.running {
             return Err(health::ended(job, container, None, "before the switch").await?.into());
@@ -74,7 +74,7 @@ pub(super) async fn revert(job: &Job) -> Result<(), StepError> {
         return abandon(job).await;
     };
     // Better the last known addresses than those of the release that is about to go.
-    let upstreams = last_known(job, previous.deployment, &previous.instances).await?;
+    let upstreams = last_known(job, previous.set, &previous.instances).await?;
     point(job, host, previous.deployment, &previous.spec, upstreams).await
 }
 
@@ -82,14 +82,14 @@ pub(super) async fn revert(job: &Job) -> Result<(), StepError> {
 async fn abandon(job: &Job) -> Result<(), StepError> {
     let rollout = &job.rollout;
     let (Kind::Release, Some(host)) = (rollout.kind, &rollout.spec.settings.route) else { return Ok(()) };
-    let upstreams = last_known(job, rollout.deployment, &rollout.instances).await?;
+    let upstreams = last_known(job, rollout.set, &rollout.instances).await?;
     let route = route(&job.place, host, None, live(rollout.deployment, &rollout.spec, upstreams), job.fence);
     job.node.proxies.abandon(host, route, &Permit::of(&job.engine)).await
 }
 
-/// Where the containers of `deployment` answer, or did while they ran.
-async fn last_known(job: &Job, deployment: DeploymentId, instances: &[Instance]) -> Result<Vec<Upstream>, StepError> {
-    let containers = job.containers(deployment).await?;
+/// Where the containers of `set` answer, or did while they ran.
+async fn last_known(job: &Job, set: DeploymentId, instances: &[Instance]) -> Result<Vec<Upstream>, StepError> {
+    let containers = job.containers(set).await?;
     let running: Vec<_> = containers.iter().filter(|c| c.running).filter_map(upstream).collect();
     if !running.is_empty() {
         return Ok(running);
@@ -227,7 +227,7 @@ pub(crate) async fn refresh_route(node: &Node, place: &Place) -> Result<(), Step
 async fn with_present_addresses(node: &Node, place: &Place, route: &mut Route) -> Result<bool, StepError> {
     let Target::Live(set) = &mut route.target else { return Ok(false) };
     let owner = node.labels();
-    let containers = node.engine.containers(owner, owner.of_deployment(place, set.deployment)).await?;
+    let containers = node.engine.containers(owner, owner.of_stage(place)).await?;
     let mut changed = false;
     for upstream in &mut set.upstreams {
         let container = containers.iter().find(|c| c.running && c.name == upstream.instance);
@@ -242,7 +242,7 @@ async fn with_present_addresses(node: &Node, place: &Place, route: &mut Route) -
 async fn rewrite_route(node: &Node, place: &Place, current: &Release, version: u64) -> Result<(), StepError> {
     let Some(host) = &current.spec.settings.route else { return Ok(()) };
     let owner = node.labels();
-    let containers = node.engine.containers(owner, owner.of_deployment(place, current.deployment)).await?;
+    let containers = node.engine.containers(owner, owner.of_set(place, current.set)).await?;
     let upstreams: Vec<_> = containers.iter().filter(|c| c.running).filter_map(upstream).collect();
     if upstreams.is_empty() {
         return Ok(());

@@ -251,6 +251,15 @@ impl Lab {
 
     /// Waits until a step of `deployment` has said something that contains `text`.
     pub(crate) async fn noted(&self, deployment: DeploymentId, text: &str) {
+        self.said(deployment, text, |source| source == "step").await;
+    }
+
+    /// Waits until a container of `deployment` has written something that contains `text`.
+    pub(crate) async fn printed(&self, deployment: DeploymentId, text: &str) {
+        self.said(deployment, text, |source| source != "step").await;
+    }
+
+    async fn said(&self, deployment: DeploymentId, text: &str, by: impl Fn(&str) -> bool) {
         let filter =
             LogFilter { project: self.project.clone(), stage: self.stage.clone(), deployment: Some(deployment) };
         let mut said = Vec::new();
@@ -259,7 +268,7 @@ impl Lab {
             loop {
                 let entry = lines.next().await.expect("no end").expect("readable");
                 said.push(entry.line.text);
-                if entry.source == "step" && said.last().is_some_and(|last| last.contains(text)) {
+                if by(&entry.source) && said.last().is_some_and(|last| last.contains(text)) {
                     return;
                 }
             }

@@ -6,6 +6,7 @@ mod cancelling;
 mod drift;
 mod edge;
 mod engine_hangs;
+mod flips;
 mod lab;
 mod nats_hangs;
 mod outages;

@@ -149,8 +149,7 @@ impl Shop {
 
     fn observe(&mut self, stage: &str, observed: Observed) {
         let current = self.stage(stage).0.current.expect("runs");
-        let command =
-            Command::Observe { deployment: current.deployment, instance: current.instances[0].name.clone(), observed };
+        let command = Command::Observe { set: current.set, instance: current.instances[0].name.clone(), observed };
         self.run(stage, command).expect("observed");
     }
 

@@ -113,7 +113,8 @@ pub enum Command {
         failure: Failure,
     },
     Observe {
-        deployment: DeploymentId,
+        /// What the container's label says: see [`super::Release::set`].
+        set: DeploymentId,
         instance: String,
         observed: Observed,
     },

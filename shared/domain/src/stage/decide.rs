@@ -45,7 +45,7 @@ pub(super) fn decide(stage: &Stage, command: Command) -> Result<Vec<Event>, Reje
         Command::Fail { deployment, worker, elapsed_ms, failure } => {
             fail(stage, deployment, &worker, elapsed_ms, failure)
         }
-        Command::Observe { deployment, instance, observed } => Ok(observe(stage, deployment, instance, observed)),
+        Command::Observe { set, instance, observed } => Ok(observe(stage, set, instance, observed)),
     }
 }
 
@@ -79,11 +79,12 @@ pub(super) fn request(
         }
         QueuePolicy::Keep => vec![],
     };
+    let set = stage.set_of(origin.back_to());
     let mut events =
         vec![Event::Requested { deployment, kind: Kind::Release, node: node.clone(), spec: Box::new(spec), origin }];
     events.extend(superseded);
     if stage.active.is_none() {
-        events.push(Event::Dispatched { deployment, node });
+        events.push(Event::Dispatched { deployment, node, set });
     }
     Ok(events)
 }
@@ -157,7 +158,7 @@ fn archive(stage: &Stage, removal: DeploymentId) -> Vec<Event> {
             origin: Origin::Direct,
         });
         if stage.active.is_none() {
-            events.push(Event::Dispatched { deployment, node });
+            events.push(Event::Dispatched { deployment, node, set: None });
         }
     }
     match &stage.active {
@@ -221,11 +222,9 @@ fn fail(
     Ok(stage.and_then_end(vec![event]))
 }
 
-fn observe(stage: &Stage, deployment: DeploymentId, instance: String, observed: Observed) -> Vec<Event> {
+fn observe(stage: &Stage, set: DeploymentId, instance: String, observed: Observed) -> Vec<Event> {
     // Containers of deployments this stage no longer remembers say nothing worth keeping.
-    if !stage.knows(deployment) {
-        return vec![];
-    }
+    let Some(deployment) = stage.runs_on(set) else { return vec![] };
     vec![match observed {
         Observed::Started { address } => Event::InstanceStarted { deployment, instance, address },
         Observed::Exited { exit_code } => Event::InstanceExited { deployment, instance, exit_code },
@@ -260,6 +259,14 @@ impl Stage {
             || self.ended.iter().any(|ended| ended.deployment == deployment)
     }
 
+    /// The containers of the release `back_to`, as long as they are kept. Those that serve are not: a set cannot take
+    /// over from itself.
+    fn set_of(&self, back_to: Option<DeploymentId>) -> Option<DeploymentId> {
+        let back_to = back_to?;
+        let release = self.earlier.iter().find(|release| release.deployment == back_to)?;
+        self.kept().any(|kept| kept.set == release.set).then_some(release.set)
+    }
+
     fn working_on(&self, deployment: DeploymentId) -> Result<&Rollout, Rejection> {
         match &self.active {
             Some(active) if active.deployment == deployment => Ok(active),
@@ -292,8 +299,9 @@ impl Stage {
             let outcome = outcome(active);
             after.evolve(&outcome);
             events.push(outcome);
-            if let Some(Queued { deployment, node, .. }) = after.queue.front() {
-                events.push(Event::Dispatched { deployment: *deployment, node: node.clone() });
+            if let Some(Queued { deployment, node, back_to, .. }) = after.queue.front() {
+                let set = after.set_of(*back_to);
+                events.push(Event::Dispatched { deployment: *deployment, node: node.clone(), set });
             }
         }
         events

@@ -30,7 +30,13 @@ pub enum Event {
     Superseded { deployment: DeploymentId, by: DeploymentId },
     /// Its turn has come. The server copies this event into the node's work queue.
     #[serde(rename = "deployment.dispatched.v1")]
-    Dispatched { deployment: DeploymentId, node: String },
+    Dispatched {
+        deployment: DeploymentId,
+        node: String,
+        /// Whose kept containers serve again; none where new ones are made.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set: Option<DeploymentId>,
+    },
     /// A worker took it up: for the first time, or after another was lost.
     #[serde(rename = "deployment.started.v1")]
     Started { deployment: DeploymentId, worker: String },
@@ -159,6 +165,16 @@ pub enum Origin {
 impl Origin {
     fn is_direct(&self) -> bool {
         *self == Self::Direct
+    }
+
+    /// The release that it goes back to.
+    pub(super) fn back_to(&self) -> Option<DeploymentId> {
+        match self {
+            Self::Rollback { to } => Some(*to),
+            Self::Direct | Self::Promotion { .. } | Self::Hotfix { .. } | Self::Policy { .. } | Self::Hook { .. } => {
+                None
+            }
+        }
     }
 
     /// Whether it brings bytes that have not been through the gates of a stage that promotes.

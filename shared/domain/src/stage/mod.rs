@@ -32,6 +32,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     pub deployment: DeploymentId,
+    /// The deployment that made its containers, which carry it as a label. An earlier one where a rollback started
+    /// them again.
+    pub set: DeploymentId,
     pub spec: Spec,
     pub instances: Vec<Instance>,
 }
@@ -54,6 +57,8 @@ pub struct Queued {
     pub deployment: DeploymentId,
     pub kind: Kind,
     pub node: String,
+    /// The release that it goes back to.
+    pub back_to: Option<DeploymentId>,
     /// Shared, for every decision looks at a copy of the stage, and hundreds may wait.
     pub spec: Arc<Spec>,
 }
@@ -146,22 +151,37 @@ impl Key<Stage> {
 }
 
 impl Stage {
-    /// Deployments whose stopped containers and images the retention policy keeps, newest first.
+    /// Releases whose stopped containers and images the retention policy keeps, newest first. Those that share their
+    /// containers with the current one or with a newer one count once.
     pub fn kept(&self) -> impl Iterator<Item = &Release> {
         let keep = self.current.as_ref().map_or(0, |current| usize::from(current.spec.settings.keep));
-        self.earlier.iter().take(keep)
+        let mut seen: Vec<DeploymentId> = self.current.iter().map(|current| current.set).collect();
+        let of_its_own = move |release: &&Release| {
+            let first = !seen.contains(&release.set);
+            seen.extend(first.then_some(release.set));
+            first
+        };
+        self.earlier.iter().filter(of_its_own).take(keep)
     }
 
-    /// What the node should hold for `deployment`; anything else that carries its label is an orphan.
-    pub fn keeps(&self, deployment: DeploymentId) -> Keep {
-        if self.active.as_ref().is_some_and(|active| active.deployment == deployment) {
+    /// What the node should hold of `set`; anything else that carries its label is an orphan.
+    pub fn keeps(&self, set: DeploymentId) -> Keep {
+        if self.active.as_ref().is_some_and(|active| active.set == set) {
             return Keep::InProgress;
         }
-        if self.current.as_ref().is_some_and(|current| current.deployment == deployment) {
+        if self.current.as_ref().is_some_and(|current| current.set == set) {
             // A rollout may be stopping or restoring the current release at this moment.
             return if self.active.is_some() { Keep::InProgress } else { Keep::Running };
         }
-        if self.kept().any(|release| release.deployment == deployment) { Keep::Stopped } else { Keep::Nothing }
+        if self.kept().any(|release| release.set == set) { Keep::Stopped } else { Keep::Nothing }
+    }
+
+    /// Whose containers those of `set` are now: the deployment that runs on them, or did last.
+    pub fn runs_on(&self, set: DeploymentId) -> Option<DeploymentId> {
+        let active = self.active.iter().map(|active| (active.set, active.deployment));
+        let releases = self.current.iter().chain(&self.earlier).map(|release| (release.set, release.deployment));
+        let found = active.chain(releases).find(|(of, _)| *of == set).map(|(_, deployment)| deployment);
+        found.or_else(|| self.knows(set).then_some(set))
     }
 
     /// Where the stage's deployments run: the node of the last request.
@@ -204,7 +224,8 @@ impl Stage {
         }
         match rollout.kind {
             Kind::Release => {
-                self.current = Some(Release { deployment, spec: rollout.spec, instances: rollout.instances });
+                let Rollout { set, spec, instances, .. } = rollout;
+                self.current = Some(Release { deployment, set, spec, instances });
             }
             // Nothing of an archived stage is kept.
             Kind::Removal => self.earlier.clear(),
@@ -229,7 +250,7 @@ impl Aggregate for Stage {
 
     fn evolve(&mut self, event: &Event) {
         match event {
-            Event::Requested { deployment, kind, node, spec, origin: _ } => {
+            Event::Requested { deployment, kind, node, spec, origin } => {
                 self.node = Some(node.clone());
                 if *kind == Kind::Release {
                     self.newest = Some(Newest { deployment: *deployment, image: spec.image.clone() });
@@ -238,20 +259,18 @@ impl Aggregate for Stage {
                     deployment: *deployment,
                     kind: *kind,
                     node: node.clone(),
+                    back_to: origin.back_to(),
                     spec: Arc::new(Spec::clone(spec)),
                 });
             }
             Event::Superseded { deployment, .. } => self.end(*deployment, Outcome::Superseded),
-            Event::Dispatched { deployment, .. } => {
+            Event::Dispatched { deployment, set, node: _ } => {
                 if let Some(at) = self.queue.iter().position(|queued| queued.deployment == *deployment)
                     && let Some(queued) = self.queue.remove(at)
                 {
-                    self.active = Some(Rollout::new(
-                        *deployment,
-                        queued.kind,
-                        Arc::unwrap_or_clone(queued.spec),
-                        self.current.clone(),
-                    ));
+                    let spec = Arc::unwrap_or_clone(queued.spec);
+                    let rollout = Rollout::new(*deployment, queued.kind, spec, self.current.clone());
+                    self.active = Some(Rollout { set: set.unwrap_or(*deployment), ..rollout });
                 }
             }
             Event::Started { deployment, worker } => {

@@ -44,6 +44,8 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollout {
     pub deployment: DeploymentId,
+    /// Whose containers it brings to serve: its own, or those of an earlier release, see [`Release::set`].
+    pub set: DeploymentId,
     pub kind: Kind,
     pub spec: Spec,
     /// What served when this deployment was dispatched, and serves on if it fails.
@@ -69,6 +71,7 @@ impl Rollout {
     pub fn new(deployment: DeploymentId, kind: Kind, spec: Spec, previous: Option<Release>) -> Self {
         Self {
             deployment,
+            set: deployment,
             kind,
             spec,
             previous,
@@ -79,6 +82,11 @@ impl Rollout {
             troubles: vec![],
             cancelled: false,
         }
+    }
+
+    /// Whether it starts the containers of an earlier release again.
+    pub fn flips(&self) -> bool {
+        self.set != self.deployment
     }
 
     pub fn backward(&self) -> bool {

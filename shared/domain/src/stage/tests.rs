@@ -1,6 +1,8 @@
 //! Given / when / then for decisions, and the two generic tests over every step of every plan:
 //! fail there, run it twice.
 
+mod flip;
+
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -37,6 +39,15 @@ fn plain() -> Spec {
 
 fn request(n: u128, spec: &Spec) -> Command {
     Command::Request { deployment: id(n), spec: spec.clone(), node: "local".into(), by: "ana".into() }
+}
+
+fn rollback(n: u128, to: u128) -> Command {
+    back_to(n, to, &plain())
+}
+
+fn back_to(n: u128, to: u128, spec: &Spec) -> Command {
+    let settings = Box::new(spec.settings.clone());
+    Command::Rollback { deployment: id(n), to: Some(id(to)), settings, node: "local".into(), by: "ana".into() }
 }
 
 fn start(n: u128) -> Command {
@@ -114,6 +125,18 @@ fn second(spec: &Spec) -> Stage {
     let mut stage = given([request(1, spec)]);
     run(&mut stage, 1);
     when(&mut stage, request(2, spec)).expect("requested");
+    when(&mut stage, start(2)).expect("started");
+    stage
+}
+
+/// A stage on which release 1 replaced release 7, and deployment 2, which goes back to that, is started.
+fn back(spec: &Spec) -> Stage {
+    let mut stage = Stage::default();
+    for n in [7, 1] {
+        when(&mut stage, request(n, spec)).expect("requested");
+        run(&mut stage, n);
+    }
+    when(&mut stage, back_to(2, 7, spec)).expect("goes back");
     when(&mut stage, start(2)).expect("started");
     stage
 }
@@ -359,7 +382,7 @@ fn a_restarted_container_is_found_at_its_new_address() {
     let mut stage = given([request(1, &plain())]);
     run(&mut stage, 1);
     let observed = Observed::Started { address: Some("10.0.0.9:80".into()) };
-    when(&mut stage, Command::Observe { deployment: id(1), instance: "c1".into(), observed }).expect("accepted");
+    when(&mut stage, Command::Observe { set: id(1), instance: "c1".into(), observed }).expect("accepted");
     assert_eq!(stage.current.expect("serving").instances[0].address.as_deref(), Some("10.0.0.9:80"));
 }
 
@@ -378,6 +401,7 @@ fn rollouts() -> Vec<(String, Stage)> {
                     given([request(2, &spec), start(2)]),
                 ));
                 all.push((format!("{strategy:?}, bake {bake}, routed {routed}, second"), second(&spec)));
+                all.push((format!("{strategy:?}, bake {bake}, routed {routed}, back"), back(&spec)));
             }
         }
     }

@@ -87,7 +87,7 @@ async fn nothing_is_accepted_on_what_has_changed_since_it_was_looked_at() {
         match change {
             "a container exits" => {
                 let observed = Observed::Exited { exit_code: 1 };
-                let command = Command::Observe { deployment: release, instance: "c1".into(), observed };
+                let command = Command::Observe { set: release, instance: "c1".into(), observed };
                 other.execute(&stage("dev"), command, &context()).await.expect("observed");
             }
             "a deployment" => {

@@ -33,7 +33,8 @@ pub struct Container {
     pub name: String,
     /// As [`key`] has it.
     pub stage: String,
-    pub deployment: Option<DeploymentId>,
+    /// The deployment that made it.
+    pub set: Option<DeploymentId>,
     pub replica: u16,
     pub running: bool,
 }
@@ -41,7 +42,7 @@ pub struct Container {
 /// A container that was seen to exist, now or before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Made {
-    pub deployment: DeploymentId,
+    pub set: DeploymentId,
     pub replica: u16,
     /// The engine's id.
     pub container: String,

@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const INSTALLATION: &str = "dev.sluice.installation";
 const PROJECT: &str = "dev.sluice.project";
 const STAGE: &str = "dev.sluice.stage";
-/// The label that names the deployment that a container belongs to.
+/// The label that names the deployment that made a container.
 pub const DEPLOYMENT: &str = "dev.sluice.deployment";
 pub(super) const REPLICA: &str = "dev.sluice.replica";
 
@@ -207,7 +207,7 @@ impl View {
                 Container {
                     name: summary.names.into_iter().flatten().next().unwrap_or_default(),
                     stage: key(&label(PROJECT), &label(STAGE)),
-                    deployment: label(DEPLOYMENT).parse().ok(),
+                    set: label(DEPLOYMENT).parse().ok(),
                     replica: label(REPLICA).parse().unwrap_or_default(),
                     running: summary.state.is_some_and(|state| state.to_string() == "running"),
                 }

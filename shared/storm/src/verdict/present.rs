@@ -42,7 +42,7 @@ fn serving(evidence: &Evidence, key: &str, stage: &Stage, verdict: &mut Verdict)
     let current = stage.current.as_ref();
     let mut replicas = BTreeSet::new();
     for container in here {
-        let kept = container.deployment.map_or(Keep::Nothing, |deployment| stage.keeps(deployment));
+        let kept = container.set.map_or(Keep::Nothing, |set| stage.keeps(set));
         let is = if container.running { "runs" } else { "stands still" };
         match (kept, container.running) {
             (Keep::Running, true) => {
@@ -100,13 +100,13 @@ fn traffic(evidence: &Evidence, key: &str, stage: &Stage, verdict: &mut Verdict)
         }
         return;
     };
-    let current = current.deployment;
+    let (current, set) = (current.deployment, current.set);
     match route.map(|route| &route.target) {
-        Some(Target::Live(set)) if set.deployment == current => {
-            let running = evidence.containers.iter().filter(|c| c.deployment == Some(current) && c.running);
+        Some(Target::Live(live)) if live.deployment == current => {
+            let running = evidence.containers.iter().filter(|c| c.set == Some(set) && c.running);
             let (running, routed): (BTreeSet<&str>, BTreeSet<&str>) = (
                 running.map(|container| container.name.as_str()).collect(),
-                set.upstreams.iter().map(|upstream| upstream.instance.as_str()).collect(),
+                live.upstreams.iter().map(|upstream| upstream.instance.as_str()).collect(),
             );
             if running != routed {
                 verdict.found(
@@ -115,9 +115,9 @@ fn traffic(evidence: &Evidence, key: &str, stage: &Stage, verdict: &mut Verdict)
                 );
             }
         }
-        Some(Target::Live(set)) => {
+        Some(Target::Live(live)) => {
             verdict
-                .found(Diverged, format!("{key}: the route was to lead to {current}, it leads to {}", set.deployment));
+                .found(Diverged, format!("{key}: the route was to lead to {current}, it leads to {}", live.deployment));
         }
         Some(Target::Held { .. }) => {
             verdict.found(Orphaned, format!("{key}: the route was to lead to {current}, it still holds requests"))
@@ -204,13 +204,13 @@ fn leftovers(evidence: &Evidence, stages: &BTreeMap<String, Stage>, verdict: &mu
 fn made_once(evidence: &Evidence, verdict: &mut Verdict) {
     let mut made = BTreeMap::<(DeploymentId, u16), BTreeSet<&str>>::new();
     for one in &evidence.made {
-        made.entry((one.deployment, one.replica)).or_default().insert(&one.container);
+        made.entry((one.set, one.replica)).or_default().insert(&one.container);
     }
-    for ((deployment, replica), containers) in made.iter().filter(|(_, containers)| containers.len() > 1) {
+    for ((set, replica), containers) in made.iter().filter(|(_, containers)| containers.len() > 1) {
         verdict.found(
             Doubled,
             format!(
-                "one container was to be made for replica {replica} of deployment {deployment}, {} were",
+                "one container was to be made for replica {replica} of deployment {set}, {} were",
                 containers.len()
             ),
         );

@@ -25,9 +25,9 @@ impl Sightings {
         for container in containers {
             let labels = container.labels.unwrap_or_default();
             let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
-            if let (Ok(deployment), Ok(replica)) = (label(DEPLOYMENT).parse(), label(REPLICA).parse()) {
+            if let (Ok(set), Ok(replica)) = (label(DEPLOYMENT).parse(), label(REPLICA).parse()) {
                 let container = container.id.unwrap_or_default();
-                now.entry((deployment, replica)).or_default().push(Made { deployment, replica, container });
+                now.entry((set, replica)).or_default().push(Made { set, replica, container });
             }
         }
         for made in now.into_values() {

@@ -76,7 +76,7 @@ impl Log {
 }
 
 fn container(number: u128, running: bool) -> Container {
-    Container { name: format!("shop-{number}"), stage: SHOP.into(), deployment: Some(id(number)), replica: 1, running }
+    Container { name: format!("shop-{number}"), stage: SHOP.into(), set: Some(id(number)), replica: 1, running }
 }
 
 fn route(number: u128) -> Route {
@@ -121,7 +121,7 @@ fn clean(log: &Log) -> Evidence {
         accepted: vec![accepted("one", 1), accepted("two", 2), accepted("two", 2)],
         events: log.events.clone(),
         containers: vec![container(1, false), container(2, true)],
-        made: [1, 2].map(|n| Made { deployment: id(n), replica: 1, container: format!("c{n}") }).into(),
+        made: [1, 2].map(|n| Made { set: id(n), replica: 1, container: format!("c{n}") }).into(),
         networks: vec![Network { name: "sluice-shop".into(), project: "shop".into() }],
         volumes: vec![],
         routes: [(SHOP.to_owned(), route(2))].into(),
@@ -208,7 +208,7 @@ fn one_set_serves_and_was_made_once() {
     assert_eq!(counts(|_, evidence| evidence.containers[0].running = true), (0, 1, 0, 0));
     assert_eq!(counts(|_, evidence| evidence.containers.push(container(2, true))), (0, 1, 0, 0));
     assert_eq!(counts(|_, evidence| evidence.containers.push(container(9, true))), (0, 1, 0, 0));
-    let third = Made { deployment: id(2), replica: 1, container: "c3".into() };
+    let third = Made { set: id(2), replica: 1, container: "c3".into() };
     assert_eq!(counts(|_, evidence| evidence.made.push(third)), (0, 1, 0, 0));
     // Stands still: it does not run, no replica does, and the route leads to nobody.
     assert_eq!(counts(|_, evidence| evidence.containers[1].running = false), (0, 0, 3, 0));
