@@ -1,4 +1,4 @@
-//! Requests to deploy and to cancel, as a careful client makes them: with an idempotency key, and again until answered.
+//! Requests to deploy, to go back and to cancel, as a careful client makes them: with an idempotency key, and again until answered.
 
 use std::{
     collections::BTreeMap,
@@ -63,12 +63,15 @@ impl Caller {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
-    /// Requests a deployment, and cancels it where that is wanted. `number` tells this request from all others.
+    /// Requests a deployment or a rollback, and cancels it where that is wanted. `number` tells this request from all others.
     pub(crate) async fn deploy(&self, number: usize, deploy: &Deploy) -> Result<()> {
         let stage = &STAGES[deploy.stage];
-        let path = format!("/projects/{}/stages/{}/deployments", stage.project, stage.stage);
+        let (what, body) = match deploy.image {
+            Some(image) => ("deployments", json!({ "image": image.reference() })),
+            None => ("rollback", json!({})),
+        };
+        let path = format!("/projects/{}/stages/{}/{what}", stage.project, stage.stage);
         let key = format!("deploy-{number}");
-        let body = json!({ "image": deploy.image.reference() });
         let Answer::Accepted(answer) = self.ask(&path, &key, body).await? else { return Ok(()) };
         let deployment: DeploymentId = answer["deployment"].as_str().context("an answer without id")?.parse()?;
         self.note(key, Asked::Deploy, deployment, &answer);

@@ -173,7 +173,7 @@ async fn await_health(caller: &Caller) -> Result<()> {
 /// So that every stage serves when the storm begins.
 async fn first_releases(caller: &Caller) -> Result<()> {
     for stage in 0..STAGES.len() {
-        let deploy = Deploy { stage, image: Image::V1, cancel_after_ms: None };
+        let deploy = Deploy { stage, image: Some(Image::V1), cancel_after_ms: None };
         // Their numbers are none of the schedule's.
         caller.deploy(1_000_000 + stage, &deploy).await?;
     }

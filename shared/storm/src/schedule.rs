@@ -185,12 +185,14 @@ impl Fault {
     }
 }
 
-/// A request to deploy, and perhaps to call it off.
+/// A request to deploy or to go back, and perhaps to call it off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Deploy {
     /// Index in [`STAGES`].
     pub stage: usize,
-    pub image: Image,
+    /// None: back to the release before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
     /// From the answer to the request, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_after_ms: Option<u64>,
@@ -285,6 +287,7 @@ fn deployments(random: &mut Random, end: u64) -> Vec<Entry<Deploy>> {
     while now < end {
         let stage = random.below(STAGES.len() as u64) as usize;
         let image = *random.choice(&Image::weighted(STAGES[stage].bake_ms > 0));
+        let image = (!random.chance(20)).then_some(image);
         let cancel_after_ms = random.chance(15).then(|| random.between(0, 1_500));
         deployments.push(Entry { at_ms: now, what: Deploy { stage, image, cancel_after_ms } });
         now += random.between(600, 4_000);

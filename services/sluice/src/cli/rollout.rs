@@ -164,7 +164,10 @@ fn line(event: &stage::Event, so_far: u64) -> Option<String> {
     let done = |what: &str, step: &StepDone| row(what, &took(step.elapsed_ms, step.problem.as_ref()));
     match event {
         E::Superseded { by, .. } => row("superseded", &format!("by {by}")),
-        E::Dispatched { node, .. } => row("dispatched", &format!("to node {node}")),
+        E::Dispatched { node, set: None, .. } => row("dispatched", &format!("to node {node}")),
+        E::Dispatched { node, set: Some(set), .. } => {
+            row("dispatched", &format!("to node {node}, on the containers kept of {set}"))
+        }
         E::Started { worker, .. } => row("started", &format!("by {worker}")),
         E::Pulled(step) => done("pulled", step),
         E::Held(step) => done("held", step),

@@ -112,6 +112,14 @@ impl Sluice {
         self.installation.write(name, text).expect("written")
     }
 
+    /// Ids of the containers that serve `stage` of the shop.
+    pub(crate) async fn serving(&self, stage: &str) -> Vec<String> {
+        let status = self.json(&["status", "shop", stage]).await;
+        let instances = status["instances"].as_array().expect("a list").iter();
+        let serving = instances.filter(|instance| instance["deployment"] == status["current"]["deployment"]);
+        serving.map(|instance| instance["container"].as_str().expect("an id").to_owned()).collect()
+    }
+
     /// Pushes an image to the registry under `shop:<tag>`; its full reference.
     pub(crate) async fn push(&self, image: SampleImage, tag: &str) -> String {
         let local = format!("sluice-e2e-{}:{tag}", self.registry.address().replace([':', '.'], "-"));

@@ -1,6 +1,6 @@
 //! From stage to stage: promotion with its gates and its proof, and the ways back and past.
 
-use testkit::{Load, SampleImage};
+use testkit::{Load, Registry, SampleImage};
 
 use crate::harness::Sluice;
 
@@ -18,7 +18,7 @@ const STAGES: &str = "  dev:
 
 #[tokio::test]
 async fn the_bytes_that_ran_in_dev_reach_prod_through_its_gates_and_go_back_without_a_failed_request() {
-    let sluice = Sluice::up().await;
+    let mut sluice = Sluice::up().await;
     sluice.apply(STAGES).await;
     let first = sluice.push(SampleImage::new("1"), "v1").await;
     let second = sluice.push(SampleImage::new("2"), "v2").await;
@@ -29,7 +29,7 @@ async fn the_bytes_that_ran_in_dev_reach_prod_through_its_gates_and_go_back_with
     let (code, said) = sluice.refused(&["promote", "shop", "prod"]).await;
     assert!(code == 4 && said.contains("`source`") && said.contains("dev runs nothing"), "{code}: {said}");
 
-    let mut digests = vec![];
+    let (mut digests, mut containers) = (vec![], vec![]);
     for image in [&first, &second] {
         sluice.run(&["deploy", "shop", "dev", image, "--follow"]).await;
         let digest = sluice.json(&["status", "shop", "dev"]).await["current"]["image"]["digest"].clone();
@@ -37,6 +37,7 @@ async fn the_bytes_that_ran_in_dev_reach_prod_through_its_gates_and_go_back_with
         let promotion = promote(&sluice, &ann).await;
         let running = sluice.json(&["status", "shop", "prod"]).await;
         assert_eq!(running["current"]["image"]["digest"], digest);
+        containers.push(sluice.serving("prod").await);
         let shown = sluice.json(&["promotion", "show", &promotion]).await;
         assert_eq!((&shown["status"], &shown["proof"]["digest"]), (&"accepted".into(), &digest));
         let verified = sluice.run(&["promotion", "verify", &promotion]).await;
@@ -52,6 +53,7 @@ async fn the_bytes_that_ran_in_dev_reach_prod_through_its_gates_and_go_back_with
     assert!(report.versions.contains_key("1") && report.versions.contains_key("2"), "{:?}", report.versions);
     let back = sluice.json(&["status", "shop", "prod"]).await;
     assert_eq!(back["current"]["image"]["digest"], digests[0].as_str());
+    assert_eq!(sluice.serving("prod").await, containers[0], "those that were kept serve again");
     assert!(back["hold"]["reason"].as_str().expect("on hold").contains("rolled back"), "{back:#}");
 
     let reason = "the release is needed now";
@@ -61,6 +63,12 @@ async fn the_bytes_that_ran_in_dev_reach_prod_through_its_gates_and_go_back_with
     let shown = sluice.json(&["deployments", "shop", "prod"]).await;
     let origins: Vec<_> = shown.as_array().expect("a list").iter().map(|d| d["origin"]["kind"].clone()).collect();
     assert_eq!(origins, ["hotfix", "rollback", "promotion", "promotion"]);
+
+    // The way back needs no registry: that of the images is gone.
+    sluice.registry = Registry::start().await.expect("another registry");
+    sluice.run(&["rollback", "shop", "prod", "--follow"]).await;
+    let back = sluice.json(&["status", "shop", "prod"]).await;
+    assert_eq!(back["current"]["image"]["digest"], digests[0].as_str());
 }
 
 /// A new token for `name`, who may deploy and approve.

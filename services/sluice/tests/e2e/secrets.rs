@@ -1,8 +1,5 @@
 //! Variables and secrets, from a pipe into a container and nowhere else.
 
-use std::collections::HashMap;
-
-use bollard::query_parameters::ListContainersOptionsBuilder;
 use testkit::SampleImage;
 
 use crate::harness::Sluice;
@@ -11,13 +8,8 @@ const CANARY: &str = "canary-5f1d7c\nsecond line";
 
 /// What the container that serves `stage` was started with.
 async fn environment(sluice: &Sluice, stage: &str) -> Vec<String> {
-    let current = sluice.json(&["status", "shop", stage]).await["current"]["deployment"].clone();
-    let label = format!("dev.sluice.deployment={}", current.as_str().expect("a deployment"));
-    let filters = HashMap::from([("label", vec![label.as_str()])]);
-    let options = ListContainersOptionsBuilder::default().filters(&filters).build();
-    let listed = sluice.docker.client().list_containers(Some(options)).await.expect("listed");
-    let id = listed[0].id.clone().expect("an id");
-    let container = sluice.docker.client().inspect_container(&id, None).await.expect("inspected");
+    let id = &sluice.serving(stage).await[0];
+    let container = sluice.docker.client().inspect_container(id, None).await.expect("inspected");
     container.config.and_then(|config| config.env).expect("variables")
 }
 

@@ -9,7 +9,7 @@ use crate::{bare, context, id, slug, soon, start};
 async fn dispatch(nats: &Nats, stage: &str, node: &str) -> DeploymentId {
     let deployment = DeploymentId(id());
     let key: Key<stage::Stage> = Key::stage(&slug("shop"), &slug(stage));
-    let event = stage::Event::Dispatched { deployment, node: node.into() };
+    let event = stage::Event::Dispatched { deployment, node: node.into(), set: None };
     let (subject, body) = domain::encode(&key, &event, id(), &context()).expect("encodes");
     bare(nats).await.request(subject, body.into()).await.expect("stored");
     deployment

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{
-    DeploymentId,
-    stage::{Keep, Stage},
+    DeploymentId, Event,
+    stage::{self, Keep, Stage},
     traffic::Target,
 };
 
@@ -200,21 +200,43 @@ fn leftovers(evidence: &Evidence, stages: &BTreeMap<String, Stage>, verdict: &mu
     }
 }
 
-/// A step that is run again finds what it made before.
+/// A step that is run again finds what it made before. Kept containers that fail when a rollback starts them again are
+/// replaced by the next one.
 fn made_once(evidence: &Evidence, verdict: &mut Verdict) {
+    let failed = failed_flips(evidence);
     let mut made = BTreeMap::<(DeploymentId, u16), BTreeSet<&str>>::new();
     for one in &evidence.made {
         made.entry((one.set, one.replica)).or_default().insert(&one.container);
     }
-    for ((set, replica), containers) in made.iter().filter(|(_, containers)| containers.len() > 1) {
-        verdict.found(
-            Doubled,
-            format!(
-                "one container was to be made for replica {replica} of deployment {set}, {} were",
-                containers.len()
-            ),
-        );
+    for ((set, replica), containers) in made {
+        let most = 1 + failed.get(&set).copied().unwrap_or_default();
+        if containers.len() > most {
+            verdict.found(
+                Doubled,
+                format!(
+                    "{most} containers at most were to be made for replica {replica} of deployment {set}, {} were",
+                    containers.len()
+                ),
+            );
+        }
     }
+}
+
+/// How often the containers of a set failed to serve again.
+fn failed_flips(evidence: &Evidence) -> BTreeMap<DeploymentId, usize> {
+    let (mut flips, mut failed) = (BTreeMap::new(), BTreeMap::new());
+    for recorded in &evidence.events {
+        let Event::Stage(event) = &recorded.event else { continue };
+        if let stage::Event::Dispatched { deployment, set: Some(set), .. } = event {
+            flips.insert(*deployment, *set);
+        }
+        if let stage::Event::StepFailed { deployment, .. } = event
+            && let Some(set) = flips.get(deployment)
+        {
+            *failed.entry(*set).or_default() += 1;
+        }
+    }
+    failed
 }
 
 fn checksums(evidence: &Evidence, verdict: &mut Verdict) {
