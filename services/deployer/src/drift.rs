@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 use crate::{
     Node, Place,
+    container::{choose_port, config_hash},
     docker::{Container, Facts, LocalImage},
     failure::{Problem, StepError},
     resolve::{reply, said},
-    steps::{choose_port, config_hash},
 };
 
 /// Stages that are looked at at the same time; further ones wait.

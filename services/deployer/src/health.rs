@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use crate::{
     docker::{Container, EngineError, LocalImage},
     failure::{self, Problem, StepError},
+    job::Job,
     logs,
-    steps::Job,
 };
 
 /// The first pause between probes: most programs are up in a moment, and a deployment waits for them.

@@ -7,12 +7,15 @@
 //! Must never import: another service, SQL, or the HTTP API. What comes next in a rollout is decided
 //! in `domain`, never here.
 
+mod container;
 mod deadlines;
 mod docker;
 mod drift;
 mod edges;
 mod failure;
 mod health;
+mod job;
+mod keep;
 mod labels;
 mod logs;
 mod monitor;

@@ -31,7 +31,8 @@ use crate::{
     Node, Place,
     docker::{Engine, Guard},
     failure::{Problem, StepError, chain},
-    steps::{self, Job},
+    job::{self, Job},
+    keep, steps,
 };
 
 /// Between two words to the queue that the work goes on, of which one in [`Delivery::LEASE`] has to be heard.
@@ -297,7 +298,7 @@ impl Carrier {
                 outcome = run_step(job, step) => outcome,
                 () = self.turned(hand, step) => {
                     let given_up = format!("{step:?} is given up: the deployment has something else to do now");
-                    steps::note(&self.node, &self.place, self.deployment, given_up);
+                    job::note(&self.node, &self.place, self.deployment, given_up);
                     continue;
                 }
             };
@@ -389,7 +390,7 @@ impl Carrier {
 
     /// What this leaves undone is done by the next sweep.
     async fn tidy(&self, image: Option<String>) {
-        match steps::tidy(&self.node, &self.place, image).await {
+        match keep::tidy(&self.node, &self.place, image).await {
             Ok(()) | Err(StepError::Fenced) => {}
             Err(StepError::Transient(problem) | StepError::Failed(problem)) => {
                 tracing::warn!(place = %self.place, problem.message, "tidying up after a rollout failed");

@@ -12,34 +12,10 @@ use domain::{
     DeploymentId, Span,
     stage::{Instance, Keep, Kind, Release, Rollout, Spec, Step},
 };
-use eventlog::{LogLine, LogRef, LogStream};
 
-pub(crate) use create::{choose_port, config_hash};
-#[cfg(test)]
-pub(crate) use retire::needed_images;
-pub(crate) use retire::{ORPHAN_GRACE, remove_all, stop_all, tidy};
 pub(crate) use traffic::refresh_route;
 
-use crate::{
-    Node, Place,
-    docker::{Container, Engine},
-    failure::StepError,
-    health, sweep,
-};
-
-/// Everything a step may look at.
-pub(crate) struct Job {
-    pub(crate) node: Arc<Node>,
-    /// Counts this rollout's own changes, and refuses them once another has taken over.
-    pub(crate) engine: Engine,
-    pub(crate) place: Place,
-    pub(crate) rollout: Rollout,
-    /// Entitles to write the route: grows with every worker that takes the rollout up.
-    pub(crate) fence: u64,
-    /// The step was begun before, by a worker that was lost or before the engine went away: what it
-    /// had started may have been stopped without fault of its own.
-    pub(crate) again: bool,
-}
+use crate::{Node, Place, failure::StepError, health, job::Job, keep};
 
 /// Runs `step`. The instances are those it created, none for other steps.
 pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepError> {
@@ -63,32 +39,6 @@ pub(crate) async fn run(step: Step, job: &Job) -> Result<Vec<Instance>, StepErro
         Step::Discard => retire::discard(job).await.map(done),
         Step::Restore => restore(job).await.map(done),
         Step::Revert => traffic::revert(job).await.map(done),
-    }
-}
-
-/// Tells the followers of `deployment` what becomes of it.
-pub(crate) fn note(node: &Node, place: &Place, deployment: DeploymentId, text: impl Into<String>) {
-    let (project, stage) = (place.project.clone(), place.stage.clone());
-    let from = LogRef { project, stage, deployment, source: "step".into() };
-    let line = LogLine { time: runtime::clock::now(), stream: LogStream::Step, text: text.into() };
-    node.log.logs().append(&from, vec![line]);
-}
-
-impl Job {
-    /// Tells the followers of the deployment what the step does.
-    pub(crate) fn note(&self, text: impl Into<String>) {
-        note(&self.node, &self.place, self.rollout.deployment, text);
-    }
-
-    /// The containers of `set`, by replica.
-    pub(crate) async fn containers(&self, set: DeploymentId) -> Result<Vec<Container>, StepError> {
-        let owner = self.node.labels();
-        Ok(self.engine.containers(owner, owner.of_set(&self.place, set)).await?)
-    }
-
-    /// Where this rollout's removal or replacement has to look for what served before.
-    pub(crate) fn previous(&self) -> Option<&Release> {
-        self.rollout.previous.as_ref()
     }
 }
 
@@ -139,7 +89,7 @@ pub(crate) async fn complete(node: &Arc<Node>, place: &Place) -> Result<(), Step
         return Ok(());
     }
     let rollout = Rollout::new(*deployment, Kind::Release, spec.clone(), None);
-    let engine = sweep::while_kept(node, place, *set, Keep::Running);
+    let engine = keep::while_kept(node, place, *set, Keep::Running);
     let job = Job { node: node.clone(), engine, place: place.clone(), rollout, fence: loaded.version, again: true };
     let standing = job.containers(*set).await?;
     if (1..=spec.settings.replicas).all(|number| standing.iter().any(|c| c.labels.replica == number)) {

@@ -8,11 +8,13 @@ use std::{
 use bollard::models::CreateImageInfo;
 use domain::image::{Image, Reference, Source};
 
-use super::{Job, create};
 use crate::{
+    container,
     docker::{EngineError, LocalImage, Version},
     failure::{self, Problem, StepError},
-    health, resolve,
+    health,
+    job::Job,
+    resolve,
 };
 
 /// Between two lines of progress.
@@ -24,7 +26,7 @@ pub(super) async fn pull(job: &Job) -> Result<(), StepError> {
     // Found out here, before anything that serves is touched.
     let version = job.engine.platform().await?;
     check_platform(&spec.image.requested, &image, &version)?;
-    let port = create::choose_port(&spec.settings, &image)?;
+    let port = container::choose_port(&spec.settings, &image)?;
     health::choose(&spec.settings.health, &image, port)?;
     Ok(())
 }

@@ -9,12 +9,12 @@ use domain::{
     traffic::{Front, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
 
-use super::Job;
 use crate::{
     Node, Place,
     docker::Container,
     failure::{Problem, StepError},
     health,
+    job::Job,
     proxy::Permit,
 };
 
