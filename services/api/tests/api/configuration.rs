@@ -240,7 +240,9 @@ async fn a_proxy_that_still_leads_to_a_stage_is_not_pruned_and_nothing_else_is_d
     let proxies = json!({ "front": { "driver": "caddy", "edge": "127.0.0.1:8080" } });
     let project =
         |proxy: Value| json!({ "shop": { "stages": { "dev": { "route": { "host": "a.test", "proxy": proxy } } } } });
-    app.put("/configuration", json!({ "projects": project(json!("front")), "proxies": proxies })).await.accepted();
+    app.put("/configuration", json!({ "projects": project(json!("front")), "proxies": proxies.clone() }))
+        .await
+        .accepted();
     // As the deployer writes it with a switch.
     let route = json!({
         "project": "shop", "stage": "dev", "host": "a.test", "path": "/", "fence": 1,
@@ -257,8 +259,9 @@ async fn a_proxy_that_still_leads_to_a_stage_is_not_pruned_and_nothing_else_is_d
         app.post("/configuration/plan?prune=true", without.clone()).await,
         app.put("/configuration?prune=true", without.clone()).await,
     ] {
+        let text = answer.body.to_string();
         assert_eq!(answer.fields(422, "invalid"), ["proxies.front"]);
-        assert!(answer.body["errors"][0]["problem"].as_str().is_some_and(|text| text.contains("shop.dev")));
+        assert!(text.contains("shop.dev"), "{text}");
     }
     assert_eq!(app.log.last_sequence().await.expect("an end"), last, "nothing was begun");
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 
 /// However long a registry asks to be left alone, it is asked again after this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Trouble {
