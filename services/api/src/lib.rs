@@ -10,6 +10,7 @@ mod auth;
 mod extract;
 mod hooks;
 mod idempotency;
+mod leftovers;
 mod live;
 mod pattern;
 mod problem;
@@ -108,6 +109,7 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     let mut tasks = JoinSet::new();
     tasks.spawn(hear_progress);
     tasks.spawn(live.clone().feed(log.clone(), last));
+    tasks.spawn(leftovers::sweep(log.clone()));
 
     let token = Token::new(&config.admin_token);
     let node = config.node.into();

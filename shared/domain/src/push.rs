@@ -15,7 +15,8 @@ pub const SUBJECT: &str = "sluice.watcher.told";
 /// Bucket in which every living watcher keeps an entry under its id; entries expire.
 pub const WATCHERS: &str = "watchers";
 /// Bucket of what was found last: a [`Look`] per stage with a policy under `stage.<project>.<stage>`, a [`Poll`] per
-/// registry under `registry.<host>`. For people: nothing is decided from it.
+/// registry under `registry.<host>`. That is for people: nothing is decided from it. A [`Quiet`] per registry under
+/// `quiet.<host>` is for the watchers.
 pub const LOOKS: &str = "looks";
 
 pub fn stage_key(project: &Slug, stage: &Slug) -> String {
@@ -24,6 +25,18 @@ pub fn stage_key(project: &Slug, stage: &Slug) -> String {
 
 pub fn registry_key(registry: &Key<Registry>) -> String {
     format!("registry.{}", registry.as_bucket_key())
+}
+
+pub fn quiet_key(registry: &Key<Registry>) -> String {
+    format!("quiet.{}", registry.as_bucket_key())
+}
+
+/// A registry wants to be left alone, by all watchers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiet {
+    /// What said so: scheme, host and port. Another server under the same name has not.
+    pub origin: String,
+    pub until: DateTime<Utc>,
 }
 
 /// What a webhook brought.

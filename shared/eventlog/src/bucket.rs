@@ -13,6 +13,7 @@ use crate::{
     error::Error,
     nats::{ApiError, DEADLINE, request},
     pull::{Item, Ordered, Start},
+    streams,
 };
 
 /// One bucket of `nats/streams.json`.
@@ -142,8 +143,16 @@ impl Bucket {
             headers.insert("KV-Operation", "DEL");
         }
         let subject = self.subject(key)?;
-        let reply = request(&self.log.inner.client, OPERATION, &subject, headers, value, DEADLINE);
-        let reply = self.log.inner.connected(OPERATION, reply).await?;
+        let client = &self.log.inner.client;
+        let ask = || request(client, OPERATION, &subject, headers.clone(), value.clone(), DEADLINE);
+        let reply = match self.log.inner.connected(OPERATION, ask()).await {
+            // A bucket in memory is gone with the server that held it: whoever writes makes it anew.
+            Err(error) if error.nobody_there() => {
+                Box::pin(self.log.inner.connected(OPERATION, streams::restore(client, OPERATION))).await?;
+                self.log.inner.connected(OPERATION, ask()).await
+            }
+            reply => reply,
+        }?;
         let ack: Ack = serde_json::from_slice(&reply.payload)
             .map_err(|e| Error::Protocol { operation: OPERATION, detail: e.to_string() })?;
         match ack.error {

@@ -1,5 +1,6 @@
 //! What can go wrong.
 
+use async_nats::client::{RequestError, RequestErrorKind};
 use domain::DecodeError;
 
 pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -32,6 +33,14 @@ pub enum Error {
     Vault(#[from] crate::vault::Problem),
     #[error("the event log was closed")]
     Closed,
+}
+
+impl Error {
+    /// NATS is there, and nothing on it takes what was sent.
+    pub(crate) fn nobody_there(&self) -> bool {
+        let Self::Unavailable { source, .. } = self else { return false };
+        source.downcast_ref::<RequestError>().is_some_and(|error| error.kind() == RequestErrorKind::NoResponders)
+    }
 }
 
 /// A command was not carried out.

@@ -78,6 +78,14 @@ pub(crate) async fn declare(client: &Client) -> Result<Uuid, ConnectError> {
     })
 }
 
+/// The same for a server that has lost what it held in memory.
+pub(crate) async fn restore(client: &Client, operation: &'static str) -> Result<(), crate::Error> {
+    declare(client).await.map(drop).map_err(|error| match error {
+        ConnectError::Log(error) => error,
+        error => crate::Error::Unavailable { operation, source: Box::new(error) },
+    })
+}
+
 async fn info(client: &Client, name: &str) -> Result<Option<Value>, ConnectError> {
     match nats::api::<Info>(client, OPERATION, &format!("STREAM.INFO.{name}"), &json!({})).await? {
         Ok(info) => Ok(Some(info.config)),

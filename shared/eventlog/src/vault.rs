@@ -79,6 +79,11 @@ impl Vault {
         Ok(entry.map(|entry| cipher.unseal(name, &entry.value)).transpose()?)
     }
 
+    /// Of everything that is kept.
+    pub async fn names(&self) -> Result<Vec<String>, Error> {
+        self.bucket.keys().await
+    }
+
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
         self.bucket.delete(name, None).await
     }

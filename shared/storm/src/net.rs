@@ -26,7 +26,14 @@ pub(crate) const CONTAINERS: &str = "198.18.0.0/16";
 pub(crate) fn address(part: Part) -> String {
     match part {
         Part::Clients => HERE.to_owned(),
-        Part::Nats | Part::Postgres | Part::Engine | Part::Projector | Part::Deployer | Part::Edge | Part::Api => {
+        Part::Nats
+        | Part::Postgres
+        | Part::Engine
+        | Part::Projector
+        | Part::Deployer
+        | Part::Watcher
+        | Part::Edge
+        | Part::Api => {
             format!("10.77.0.{}", 10 + part as u8)
         }
     }

@@ -172,7 +172,7 @@ impl Lab {
                 command
             }
             Part::Engine => self.dockerd(&home),
-            Part::Projector | Part::Deployer | Part::Edge | Part::Api => {
+            Part::Projector | Part::Deployer | Part::Watcher | Part::Edge | Part::Api => {
                 let mut command = inside(part, &self.sluice);
                 command.arg(part.name()).env_clear();
                 command.env("PATH", std::env::var_os("PATH").unwrap_or_default());

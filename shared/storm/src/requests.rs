@@ -57,10 +57,13 @@ impl Caller {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every part is well, by the API's own word.
-    pub(crate) async fn healthy(&self) -> bool {
-        let answer = self.http.get(format!("{}/health", self.api)).send().await;
-        answer.is_ok_and(|answer| answer.status().is_success())
+    /// Ends well where every part is well, by the API's own word; else with what it says.
+    pub(crate) async fn healthy(&self) -> Result<(), String> {
+        let answer = self.http.get(format!("{}/health", self.api)).send().await.map_err(|error| error.to_string())?;
+        match answer.status().is_success() {
+            true => Ok(()),
+            false => Err(answer.text().await.unwrap_or_default()),
+        }
     }
 
     /// Requests a deployment or a rollback, and cancels it where that is wanted. `number` tells this request from all others.

@@ -162,12 +162,15 @@ async fn engine(lab: &Lab) -> Result<Docker> {
 }
 
 async fn await_health(caller: &Caller) -> Result<()> {
+    let mut said = String::new();
     let healthy = async {
-        while !caller.healthy().await {
+        while let Err(unwell) = caller.healthy().await {
+            said = unwell;
             sleep(LOOK).await;
         }
     };
-    timeout(READY, healthy).await.with_context(|| format!("not every part was well within {}s", READY.as_secs()))
+    let ended = timeout(READY, healthy).await;
+    ended.with_context(|| format!("not every part was well within {}s: {said}", READY.as_secs()))
 }
 
 /// So that every stage serves when the storm begins.

@@ -17,6 +17,7 @@ pub enum Part {
     Engine,
     Projector,
     Deployer,
+    Watcher,
     Edge,
     Api,
     Clients,
@@ -24,8 +25,16 @@ pub enum Part {
 
 impl Part {
     /// Those that run, in the order of their start.
-    pub const RUNNING: [Part; 7] =
-        [Part::Nats, Part::Postgres, Part::Engine, Part::Projector, Part::Deployer, Part::Edge, Part::Api];
+    pub const RUNNING: [Part; 8] = [
+        Part::Nats,
+        Part::Postgres,
+        Part::Engine,
+        Part::Projector,
+        Part::Deployer,
+        Part::Watcher,
+        Part::Edge,
+        Part::Api,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +43,7 @@ impl Part {
             Part::Engine => "engine",
             Part::Projector => "projector",
             Part::Deployer => "deployer",
+            Part::Watcher => "watcher",
             Part::Edge => "edge",
             Part::Api => "api",
             Part::Clients => "clients",
@@ -42,7 +52,7 @@ impl Part {
 }
 
 /// Who talks to whom.
-const LINKS: [(Part, Part); 10] = [
+const LINKS: [(Part, Part); 11] = [
     (Part::Api, Part::Nats),
     (Part::Api, Part::Postgres),
     (Part::Projector, Part::Nats),
@@ -50,13 +60,14 @@ const LINKS: [(Part, Part); 10] = [
     (Part::Deployer, Part::Nats),
     (Part::Deployer, Part::Engine),
     (Part::Deployer, Part::Edge),
+    (Part::Watcher, Part::Nats),
     (Part::Edge, Part::Nats),
     (Part::Edge, Part::Engine),
     (Part::Clients, Part::Edge),
 ];
 
 /// Those whose clock can be stepped: nats-server and dockerd ask the kernel without the C library.
-const CLOCKS: [Part; 5] = [Part::Postgres, Part::Projector, Part::Deployer, Part::Edge, Part::Api];
+const CLOCKS: [Part; 6] = [Part::Postgres, Part::Projector, Part::Deployer, Part::Watcher, Part::Edge, Part::Api];
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "fault")]
@@ -124,8 +135,9 @@ impl Kind {
 fn kill_weight(part: Part) -> u64 {
     match part {
         Part::Deployer => 24,
-        Part::Nats => 17,
-        Part::Api | Part::Projector | Part::Edge => 14,
+        Part::Nats => 14,
+        Part::Api | Part::Projector | Part::Edge => 13,
+        Part::Watcher => 6,
         Part::Postgres => 10,
         Part::Engine => 7,
         Part::Clients => 0,

@@ -13,6 +13,7 @@ use domain::{
     configuration::{self, Change, Configuration, DeclaredProject, Group, Named, Plan},
     hook, proxy,
     registry::{self, RegistrySettings},
+    settings::FieldError,
 };
 use eventlog::Committed;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -103,7 +104,8 @@ pub(crate) async fn plan(
     asked: Asked<Configuration, LARGEST>,
 ) -> Result<Json<Planned>, Error> {
     let (_, current) = newest(&api).await?;
-    Ok(Json(current.plan(&asked.body, prune)?))
+    let needed = proxies_needed(&api, &current.configuration, &asked.body, prune).await?;
+    Ok(Json(current.plan(&asked.body, prune, needed)?))
 }
 
 /// Make everything as a document declares it. What it leaves out of a project or a stage gets its default.
@@ -125,7 +127,8 @@ pub(crate) async fn apply(
     asked: Asked<Configuration, LARGEST>,
 ) -> Result<Taken<ConfigurationApplied>, Error> {
     let (last, current) = newest(&api).await?;
-    let planned = current.plan(&asked.body, prune)?;
+    let needed = proxies_needed(&api, &current.configuration, &asked.body, prune).await?;
+    let planned = current.plan(&asked.body, prune, needed)?;
     let (sequence, events) = carry_out(&api, &current.configuration, &asked.body, prune, &asked.context).await?;
     Ok(Taken(ConfigurationApplied { sequence: sequence.unwrap_or(last), events, planned }))
 }
@@ -181,9 +184,9 @@ async fn standing(api: &Api) -> Result<Standing, Error> {
 }
 
 impl Standing {
-    /// What `wanted` changes, where nothing is wrong with it.
-    fn plan(&self, wanted: &Configuration, prune: bool) -> Result<Planned, Error> {
-        let mut errors = self.configuration.check(wanted, prune);
+    /// What `wanted` changes, where nothing is wrong with it beside the `errors` that are known already.
+    fn plan(&self, wanted: &Configuration, prune: bool, mut errors: Vec<FieldError>) -> Result<Planned, Error> {
+        errors.extend(self.configuration.check(wanted, prune));
         for slug in wanted.projects.keys() {
             if self.projects.get(slug).is_some_and(|project| project.archived) {
                 errors.extend(configuration::in_project(slug, domain::project::Rejection::Archived));
@@ -224,6 +227,34 @@ impl Standing {
         };
         wanted.projects.iter().flat_map(of_project).collect()
     }
+}
+
+/// Proxies that are to go while stages still answer by them: their routes follow only with a deployment.
+async fn proxies_needed(
+    api: &Api,
+    current: &Configuration,
+    wanted: &Configuration,
+    prune: bool,
+) -> Result<Vec<FieldError>, Error> {
+    let going: Vec<&Slug> = left_out(&current.proxies, &wanted.proxies, prune).collect();
+    if going.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut needed: BTreeMap<Slug, Vec<String>> = BTreeMap::new();
+    for (place, proxy) in proxies::in_use(api).await? {
+        if going.contains(&&proxy) {
+            needed.entry(proxy).or_default().push(place);
+        }
+    }
+    let error = |(proxy, places): (Slug, Vec<String>)| FieldError {
+        field: format!("proxies.{proxy}"),
+        problem: format!(
+            "still leads to {}: keep it in the document, apply that, deploy there (or wait until it is removed), and \
+             leave it out then",
+            places.join(", ")
+        ),
+    };
+    Ok(needed.into_iter().map(error).collect())
 }
 
 /// What is to be done, in order: a proxy is there before the stages behind it, and goes after them. The names make a

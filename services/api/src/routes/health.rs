@@ -7,7 +7,10 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use domain::node::{NodeHealth, health_subject};
+use domain::{
+    node::{NodeHealth, health_subject},
+    push::WATCHERS,
+};
 use http::StatusCode;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -28,6 +31,7 @@ pub(crate) struct Health {
     nats: Part,
     docker: Docker,
     projector: Projector,
+    watcher: Watcher,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -63,6 +67,15 @@ struct Projector {
     error: Option<String>,
 }
 
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WatcherHealth)]
+struct Watcher {
+    ok: bool,
+    /// Watchers that live and share the work; none where it cannot be told.
+    watchers: Option<usize>,
+    error: Option<String>,
+}
+
 /// Whether every part answers: 200 if so, else 503 with the same body.
 #[utoipa::path(
     get,
@@ -71,11 +84,12 @@ struct Projector {
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
 pub(crate) async fn health(State(api): State<Api>) -> Response {
-    let (postgres, nats, docker, projector) = tokio::join!(postgres(&api), nats(&api), docker(&api), projector(&api));
-    let ok = postgres.ok && nats.ok && docker.ok && projector.ok;
+    let (postgres, nats, docker, projector, watcher) =
+        tokio::join!(postgres(&api), nats(&api), docker(&api), projector(&api), watcher(&api));
+    let ok = postgres.ok && nats.ok && docker.ok && projector.ok && watcher.ok;
     let (code, status) =
         if ok { (StatusCode::OK, Status::Ok) } else { (StatusCode::SERVICE_UNAVAILABLE, Status::Degraded) };
-    let health = Health { status, version: env!("CARGO_PKG_VERSION"), postgres, nats, docker, projector };
+    let health = Health { status, version: env!("CARGO_PKG_VERSION"), postgres, nats, docker, projector, watcher };
     (code, Json(health)).into_response()
 }
 
@@ -126,5 +140,18 @@ async fn projector(api: &Api) -> Projector {
             let error = (!moves).then(|| "does not move: is it running?".to_owned());
             Projector { ok: moves, lag: Some(last.saturating_sub(position)), error }
         }
+    }
+}
+
+/// By the entries that watchers renew, and that end ten seconds after the last renewal.
+async fn watcher(api: &Api) -> Watcher {
+    match timeout(LIMIT, api.log.bucket(WATCHERS).keys()).await {
+        Ok(Ok(present)) if present.is_empty() => Watcher {
+            ok: false,
+            watchers: Some(0),
+            error: Some("no watcher lives: nothing is taken by policies, promoted, or heard by webhooks".into()),
+        },
+        Ok(Ok(present)) => Watcher { ok: true, watchers: Some(present.len()), error: None },
+        Ok(Err(_)) | Err(_) => Watcher { ok: false, watchers: None, error: Some("cannot be told".into()) },
     }
 }

@@ -156,15 +156,24 @@ async fn unused(api: &Api, name: &Slug) -> Result<(), Error> {
     if let Some((project, stage, _)) = behind(api, name).await?.into_iter().next() {
         return Err(Error::ProxyInUse { proxy: name.clone(), by: format!("{project}.{stage} routes by it") });
     }
+    match in_use(api).await?.into_iter().find(|(_, proxy)| proxy == name) {
+        Some((place, proxy)) => {
+            Err(Error::ProxyInUse { proxy, by: format!("it serves {place} until its next deployment") })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The stages, as `project.stage`, whose routes lead by a proxy now, and which one it is.
+pub(super) async fn in_use(api: &Api) -> Result<Vec<(String, Slug)>, Error> {
+    let mut led = Vec::new();
     for place in api.log.bucket(ROUTES).keys().await? {
         let entry = api.log.bucket(ROUTES).get(&place).await?;
         let route = entry.and_then(|entry| serde_json::from_slice::<Route>(&entry.value).ok());
-        if route.and_then(|route| route.front).is_some_and(|front| front.proxy == *name) {
-            let by = format!("it serves {place} until its next deployment");
-            return Err(Error::ProxyInUse { proxy: name.clone(), by });
-        }
+        led.extend(route.and_then(|route| route.front).map(|front| (place, front.proxy)));
     }
-    Ok(())
+    led.sort();
+    Ok(led)
 }
 
 /// What the proxy holds, host by host, beside what it should.

@@ -50,6 +50,7 @@ async fn nothing_but_health_answers_without_the_token() {
             continue;
         }
         if public {
+            app.watcher_lives().await;
             assert_eq!(Answer::of(plain()).await.status, 200, "{method} {path}");
             continue;
         }

@@ -112,6 +112,12 @@ impl App {
         });
     }
 
+    /// As a watcher says it; what it says ends after ten seconds.
+    pub(crate) async fn watcher_lives(&self) {
+        let watchers = self.log.bucket(domain::push::WATCHERS);
+        watchers.put("00000000-0000-0000-0000-000000000001", "").await.expect("written");
+    }
+
     async fn start_api(&mut self, port: u16) {
         let config =
             api::Config { listen: ([127, 0, 0, 1], port).into(), admin_token: TOKEN.into(), node: NODE.into() };

@@ -235,6 +235,48 @@ async fn registries_and_hooks_are_declared_and_what_they_still_need_is_said() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_still_leads_to_a_stage_is_not_pruned_and_nothing_else_is_done_either() {
+    let app = App::start().await;
+    let proxies = json!({ "front": { "driver": "caddy", "edge": "127.0.0.1:8080" } });
+    let project =
+        |proxy: Value| json!({ "shop": { "stages": { "dev": { "route": { "host": "a.test", "proxy": proxy } } } } });
+    app.put("/configuration", json!({ "projects": project(json!("front")), "proxies": proxies.clone() }))
+        .await
+        .accepted();
+    // As the deployer writes it with a switch.
+    let route = json!({
+        "project": "shop", "stage": "dev", "host": "a.test", "path": "/", "fence": 1,
+        "target": { "state": "held", "limit": "1m" },
+        "front": { "proxy": "front", "mode": "via_edge", "edge": "127.0.0.1:8080" },
+    });
+    let routes = app.log.bucket(domain::traffic::ROUTES);
+    routes.put("shop.dev", route.to_string()).await.expect("written");
+    let last = app.log.last_sequence().await.expect("an end");
+
+    let mut without = json!({ "projects": project(json!(null)) });
+    without["projects"]["blog"] = json!({});
+    for answer in [
+        app.post("/configuration/plan?prune=true", without.clone()).await,
+        app.put("/configuration?prune=true", without.clone()).await,
+    ] {
+        let text = answer.body.to_string();
+        assert_eq!(answer.fields(422, "invalid"), ["proxies.front"]);
+        assert!(text.contains("shop.dev"), "{text}");
+    }
+    assert_eq!(app.log.last_sequence().await.expect("an end"), last, "nothing was begun");
+
+    // As it says: keep it, deploy, and leave it out then.
+    let mut kept = without.clone();
+    kept["proxies"] = proxies;
+    app.put("/configuration?prune=true", kept).await.accepted();
+    app.put("/configuration?prune=true", without.clone()).await.fields(422, "invalid");
+    routes.delete("shop.dev", None).await.expect("withdrawn");
+    let sequence = app.put("/configuration?prune=true", without).await.accepted();
+    assert!(!export(&app, sequence).await.contains("front"));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_document_may_be_large_but_not_without_bounds() {
     let app = App::start().await;
     let env: serde_json::Map<String, Value> = (0..100).map(|n| (format!("V{n}"), json!("x".repeat(20_000)))).collect();

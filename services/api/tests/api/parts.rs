@@ -11,7 +11,11 @@ use crate::app::{App, NODE, TOKEN, Without, eventually};
 #[tokio::test]
 async fn health_names_the_part_that_is_away() {
     let app = App::start().await;
+    let alone = app.get("/health").await;
+    assert_eq!((alone.status.as_u16(), &alone.body["watcher"]["watchers"]), (503, &json!(0)));
+    app.watcher_lives().await;
     let health = app.get("/health").await.ok();
+    assert_eq!(health["watcher"], json!({ "ok": true, "watchers": 1, "error": null }));
     assert_eq!((&health["status"], &health["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
     assert_eq!(health["docker"], json!({ "ok": true, "version": "20.10", "error": null }));
     assert_eq!((&health["projector"]["ok"], &health["projector"]["lag"]), (&json!(true), &json!(0)));

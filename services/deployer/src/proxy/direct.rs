@@ -9,7 +9,7 @@ use eventlog::Secret;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use super::{ADMIN, Driver, Entry, Permit, Proxies, probe, routes};
+use super::{ADMIN, Driver, Entry, LEFT, Permit, Proxies, probe, routes};
 use crate::failure::{Problem, StepError, chain};
 
 impl Proxies {
@@ -57,6 +57,11 @@ impl Proxies {
         may: &Permit<'_>,
         then: impl Future<Output = Result<T, StepError>>,
     ) -> Result<T, StepError> {
+        if let Target::Live(set) = &route.target {
+            // Nobody counts what is in flight there: whoever drains it has to know that the proxy led there, however
+            // it is declared by then.
+            self.log.bucket(LEFT).put(&set.deployment.to_string(), name.to_string()).await?;
+        }
         let (settings, credentials) = match self.declared(name).await {
             // Nobody knows any more where it was.
             Err(StepError::Failed(problem)) if problem.code == "unknown_proxy" => return then.await,
@@ -68,7 +73,8 @@ impl Proxies {
         let turn = self.turns.take(&self.log, &self.holder, name).await?;
         let left = async {
             let entry = Entry::direct(route, set);
-            let all: Vec<_> = self.entries(name).await?.into_iter().filter(|other| other.id != entry.id).collect();
+            let same = |other: &Entry| other.id == entry.id && other.marker == entry.marker;
+            let all: Vec<_> = self.entries(name).await?.into_iter().filter(|other| !same(other)).collect();
             may.ask("changing the proxy").await?;
             match driver.standing(&entry).await? {
                 // Whoever pointed it elsewhere meant it.

@@ -43,6 +43,8 @@ use turn::Turns;
 const PROBE: Duration = Duration::from_secs(5);
 /// An answer of an admin API. Nginx Proxy Manager reloads before it answers.
 const ADMIN: Duration = Duration::from_secs(15);
+/// Bucket of the deployments that a proxy in mode `direct` has ceased to lead to.
+const LEFT: &str = "left";
 const QUICKEST: Duration = Duration::from_millis(10);
 const SLOWEST: Duration = Duration::from_millis(250);
 
@@ -144,10 +146,10 @@ impl Proxies {
             Some(proxy) => Box::pin(self.switch_direct(route, set, proxy, may)).await?,
             None => Box::pin(self.switch_edges(route, set.deployment, before.as_ref(), may)).await?,
         }
-        // A stage that lay behind another proxy until now.
+        // A stage that lay behind another proxy, or on another host, until now.
         if let Some(before) = before
             && let Some(left) = before.direct()
-            && route.direct() != Some(left)
+            && (route.direct() != Some(left) || route.host != before.host)
         {
             Box::pin(self.leave(&before, left, may, ready(Ok(())))).await?;
         }
@@ -219,7 +221,7 @@ impl Proxies {
     /// Waits until `deployment`, which `route` led to, has no request in flight, at most for `limit`; then the edges cut
     /// what is left, for which they have `cut`. Answers how many that is, none where one does not say.
     ///
-    /// Behind a proxy in mode `direct` nobody counts them: they have all of `limit`.
+    /// Behind a proxy that is in mode `direct`, or was when it led there, nobody counts them: they have all of `limit`.
     pub async fn drain(
         &self,
         route: Option<&RouteSettings>,
@@ -227,12 +229,12 @@ impl Proxies {
         limit: Duration,
         cut: Duration,
     ) -> Result<Option<Option<u64>>, StepError> {
-        let direct = match route {
+        let declared = match route {
             // Where it is not declared any more, it is the edges that lead there, or nobody.
             Some(route) => self.front(route).await.is_ok_and(|f| f.is_some_and(|front| front.mode == Mode::Direct)),
             None => false,
         };
-        if direct {
+        if declared || self.log.bucket(LEFT).get(&deployment.to_string()).await?.is_some() {
             tokio::time::sleep(limit).await;
             return Ok(None);
         }

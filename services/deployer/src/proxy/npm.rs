@@ -6,7 +6,9 @@
 //! host is online without an nginx error. Two changes at once mix each other up: see `turn`.
 //!
 //! In mode `direct` the host gets a custom location `/` that adds the marker: `proxy.conf`, which the manager includes
-//! in its own location, sets a header itself, so that nginx would not inherit one from the server.
+//! in its own location, sets a header itself, so that nginx would not inherit one from the server. Of a host that was the
+//! user's own, comments in that location say where it led before: they come and go with the change itself, and once the
+//! stage leaves, the host leads there again.
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,10 @@ const HOSTS: &str = "/api/nginx/proxy-hosts";
 const ONLINE: Duration = Duration::from_secs(10);
 /// First line of a host's advanced configuration that was made here.
 const OURS: &str = "# Made by Sluice, which removes it with its stage.";
+/// Of each line that says, in JSON, what a host of the user's own was before.
+const BEFORE: &str = "# Before Sluice: ";
+/// Of such a line, in characters: nginx takes no comment of 4 KiB.
+const LINE: usize = 800;
 /// What a change sets and its undoing sets back.
 const FIELDS: [&str; 6] =
     ["forward_scheme", "forward_host", "forward_port", "advanced_config", "locations", "allow_websocket_upgrade"];
@@ -85,9 +91,34 @@ impl Npm {
         self.send("enabling a proxy host", token, self.api.request(Method::POST, &path)).await.map(drop)
     }
 
+    async fn disable(&self, token: &str, host: &Value) -> Result<(), StepError> {
+        let path = format!("{HOSTS}/{}/disable", host["id"]);
+        self.send("disabling a proxy host", token, self.api.request(Method::POST, &path)).await.map(drop)
+    }
+
     async fn delete(&self, token: &str, host: &Value) -> Result<(), StepError> {
         let path = format!("{HOSTS}/{}", host["id"]);
         self.send("removing a proxy host", token, self.api.request(Method::DELETE, &path)).await.map(drop)
+    }
+
+    /// Has a host of the user's own lead where it did before Sluice used it. Its certificate and settings stay.
+    async fn hand_back(&self, token: &str, host: &Value, entry: &Entry) -> Result<(), StepError> {
+        let mut rest = locations(host, &Entry { marker: None, ..entry.clone() });
+        let Some(mut before) = before(host) else {
+            self.update(token, host, &json!({ "locations": rest })).await?;
+            tracing::warn!(
+                proxy = %self.api.proxy,
+                host = entry.host,
+                "where this host of your own led before is not known any more: it leads to containers that are gone \
+                 until you point it elsewhere in the manager"
+            );
+            return Ok(());
+        };
+        rest.extend(before.remove("location").filter(|location| !location.is_null()));
+        let disabled = before.remove("enabled").is_some_and(|enabled| enabled == false || enabled == 0);
+        before.insert("locations".into(), rest.into());
+        self.update(token, host, &before.into()).await?;
+        if disabled { self.disable(token, host).await } else { self.online(token, entry).await }
     }
 
     /// Waits until nginx serves the host.
@@ -131,6 +162,38 @@ fn marks(location: &Value) -> bool {
     location["advanced_config"].as_str().is_some_and(|text| text.contains(DEPLOYMENT_HEADER))
 }
 
+fn made_here(host: &Value) -> bool {
+    host["advanced_config"].as_str().is_some_and(|text| text.starts_with(OURS))
+}
+
+/// The location of `host` that takes everything.
+fn whole(host: &Value) -> Option<&Value> {
+    host["locations"].as_array().into_iter().flatten().find(|location| location["path"] == "/")
+}
+
+/// What `host` was before Sluice used it, as comments; nothing of one that was made here, or where nothing is known.
+fn memory(host: &Value) -> String {
+    if let Some(ours) = whole(host).filter(|location| marks(location)) {
+        let lines = ours["advanced_config"].as_str().unwrap_or_default().lines();
+        return lines.filter(|line| line.starts_with(BEFORE)).map(|line| format!("\n{line}")).collect();
+    }
+    if host["id"].is_null() || made_here(host) {
+        return String::new();
+    }
+    let kept = ["forward_scheme", "forward_host", "forward_port", "allow_websocket_upgrade", "enabled"];
+    let mut before: Map<_, _> = kept.map(|field| (field.to_owned(), host[field].clone())).into_iter().collect();
+    before.insert("location".into(), whole(host).cloned().unwrap_or_default());
+    let text: Vec<char> = Value::from(before).to_string().chars().collect();
+    text.chunks(LINE).map(|line| format!("\n{BEFORE}{}", line.iter().collect::<String>())).collect()
+}
+
+/// What [`memory`] kept.
+fn before(host: &Value) -> Option<Map<String, Value>> {
+    whole(host).filter(|location| marks(location))?;
+    let text: String = memory(host).lines().filter_map(|line| line.strip_prefix(BEFORE)).collect();
+    serde_json::from_str(&text).ok()
+}
+
 /// The locations of `host` with that of `entry`, and without one of an earlier release.
 fn locations(host: &Value, entry: &Entry) -> Vec<Value> {
     let standing = host["locations"].as_array().into_iter().flatten();
@@ -145,7 +208,7 @@ fn locations(host: &Value, entry: &Entry) -> Vec<Value> {
             "forward_scheme": "http",
             "forward_host": forward_host,
             "forward_port": forward_port,
-            "advanced_config": format!("add_header {DEPLOYMENT_HEADER} {marker} always;"),
+            "advanced_config": format!("add_header {DEPLOYMENT_HEADER} {marker} always;{}", memory(host)),
         }));
     }
     locations
@@ -176,8 +239,7 @@ impl Driver for Npm {
 
     fn fits(&self, entry: &Entry, standing: &Value) -> bool {
         let location = |of: &Value| {
-            let mut all = of["locations"].as_array().into_iter().flatten();
-            let found = all.find(|location| location["path"] == "/").cloned().unwrap_or_default();
+            let found = whole(of).cloned().unwrap_or_default();
             ["forward_host", "forward_port", "advanced_config"].map(|field| found[field].clone())
         };
         let wanted = fields(standing, entry);
@@ -187,8 +249,7 @@ impl Driver for Npm {
 
     fn shown(&self, standing: &Value) -> Value {
         let mut shown = json!({ "online": standing["online"] });
-        let mut locations = standing["locations"].as_array().into_iter().flatten();
-        let location = locations.find(|location| location["path"] == "/");
+        let location = whole(standing);
         for field in ["forward_scheme", "forward_host", "forward_port"] {
             shown[field] = standing[field].clone();
             if let Some(location) = location {
@@ -244,14 +305,8 @@ impl Driver for Npm {
                     self.update(&token, &host, &fields.into()).await?;
                     self.online(&token, entry).await
                 }
-                None if host["advanced_config"].as_str().is_some_and(|text| text.starts_with(OURS)) => {
-                    self.delete(&token, &host).await
-                }
-                // Its certificate and settings are the user's; it leads nowhere until it is used again.
-                None => {
-                    let bare = Entry { marker: None, ..entry.clone() };
-                    self.update(&token, &host, &json!({ "locations": locations(&host, &bare) })).await
-                }
+                None if made_here(&host) => self.delete(&token, &host).await,
+                None => self.hand_back(&token, &host, entry).await,
             }
         })
     }
@@ -290,6 +345,32 @@ mod tests {
         // One that somebody else made for the whole host is not ours to take away.
         let theirs = json!({ "locations": [{ "path": "/", "advanced_config": "" }] });
         assert_eq!(paths(&locations(&theirs, &entry(None))), ["/"]);
+    }
+
+    #[test]
+    fn what_a_host_was_before_is_kept_through_all_releases_and_none_of_it_shown() {
+        let config = "proxy_set_header X-Key hunter2;\n".repeat(200);
+        let own = json!({ "path": "/", "forward_host": "files", "forward_port": 80, "advanced_config": config });
+        let mut host = json!({
+            "id": 7, "forward_scheme": "https", "forward_host": "own", "forward_port": 8443, "enabled": false,
+            "allow_websocket_upgrade": false, "advanced_config": "", "locations": [own],
+        });
+        let was = host.clone();
+        for marker in [1, 2, 3] {
+            let changed = fields(&host, &entry(Some(marker)));
+            host.as_object_mut().expect("a host").extend(changed.as_object().cloned().expect("fields"));
+        }
+        let text = host["locations"][0]["advanced_config"].as_str().expect("a text");
+        assert!(text.lines().count() > 2 && text.lines().all(|line| line.len() < 4096), "{text}");
+        assert!(!npm().shown(&host).to_string().contains("hunter2"));
+        let before = before(&host).expect("known");
+        assert_eq!(before["location"], own);
+        for field in ["forward_scheme", "forward_host", "forward_port", "enabled", "allow_websocket_upgrade"] {
+            assert_eq!(before[field], was[field], "{field}");
+        }
+        // One that was made here was nothing before.
+        let made = json!({ "id": 8, "advanced_config": OURS, "locations": [] });
+        assert_eq!(memory(&made), "");
     }
 
     fn npm() -> Npm {

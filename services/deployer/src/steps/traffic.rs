@@ -75,7 +75,15 @@ pub(super) async fn revert(job: &Job) -> Result<(), StepError> {
     };
     // Better the last known addresses than those of the release that is about to go.
     let upstreams = last_known(job, previous.set, &previous.instances).await?;
-    point(job, host, previous.deployment, &previous.spec, upstreams).await
+    point(job, host, previous.deployment, &previous.spec, upstreams).await?;
+    match abandon(job).await {
+        // What serves is right again, and the reason why it could not be left may be why the switch failed.
+        Err(StepError::Failed(problem) | StepError::Transient(problem)) => {
+            job.note(format!("what the switch may have left at the proxy is still there: {}", problem.message));
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Takes away what a switch that was cut off may have put at a proxy before it wrote the route.

@@ -7,8 +7,9 @@ use domain::{
     stage::{Command, Outcome},
 };
 use testkit::{Load, SampleImage, UserProxy};
+use tokio::{net::TcpListener, time::timeout};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, PATIENCE};
 
 /// The version that answers for the stage's host, or the status where none does.
 async fn version(lab: &Lab, caddy: &UserProxy) -> String {
@@ -74,5 +75,40 @@ async fn caddy_serves_each_release_and_keeps_the_one_that_works() {
     lab.execute(Command::Archive { removal }).await;
     assert_eq!(lab.end(removal).await.outcome, Outcome::Succeeded);
     assert_eq!(version(&lab, &caddy).await, "404", "the user's own route takes the rest");
+    lab.close().await;
+}
+
+/// A Caddy that a stage moves to, and whose answers to clients never come.
+async fn silent(caddy: &UserProxy) -> (TcpListener, Settings) {
+    let (_, port) =
+        caddy.address().rsplit_once(':').map(|(ip, port)| (ip.to_owned(), port.to_owned())).expect("ip:port");
+    let listener = TcpListener::bind(format!("127.0.0.2:{port}")).await.expect("a port");
+    let address = Some(listener.local_addr().expect("an address").to_string());
+    (listener, Settings { driver: Driver::Caddy, mode: Mode::Direct, url: Some(caddy.url()), address, edge: None })
+}
+
+#[tokio::test]
+async fn a_switch_to_a_direct_proxy_that_is_cut_off_leaves_nothing_there() {
+    let caddy = UserProxy::caddy().await.expect("Caddy starts");
+    let lab = Lab::new().await;
+    let (listener, settings) = silent(&caddy).await;
+    let name: domain::Slug = "front".parse().expect("a slug");
+    let context = runtime::clock::context("test");
+    lab.log.execute(&Key::proxy(&name), Declare::Configure(settings), &context).await.expect("declared");
+
+    let first = lab.deploy(lab.image("v1", SampleImage::new("1")).await, lab.settings()).await;
+    assert_eq!(first.outcome, Outcome::Succeeded, "{first:?}");
+    let route = Some(RouteSettings { host: host(&lab), path: "/".into(), proxy: Some(name) });
+    let moved = StageSettings { route, ..lab.settings() };
+    let second = lab.request(lab.image("v2", SampleImage::new("2")).await, moved).await;
+    // The proxy has it, and is asked whether it shows it.
+    let probe = timeout(PATIENCE, listener.accept()).await.expect("a probe comes").expect("accepted");
+    assert_eq!(version(&lab, &caddy).await, "2");
+    lab.cancel(second).await;
+    drop((probe, listener));
+    assert_eq!(lab.end(second).await.outcome, Outcome::Cancelled);
+    lab.live_is(first.deployment).await;
+    assert_eq!(lab.route().await.expect("a route").front, None);
+    assert_eq!(version(&lab, &caddy).await, "404", "nothing of the stage is left at the proxy");
     lab.close().await;
 }

@@ -18,6 +18,7 @@ pub(super) async fn run(client: &Client, ui: &Ui) -> Result<Code, Failure> {
             ("nats", &health.nats),
             ("docker", &health.docker),
             ("projector", &health.projector),
+            ("watcher", &health.watcher),
         ];
         ui.table(["PART", "STATE", ""], parts.map(row).to_vec())?;
     }
@@ -25,11 +26,12 @@ pub(super) async fn run(client: &Client, ui: &Ui) -> Result<Code, Failure> {
 }
 
 fn row((name, part): (&str, &Part)) -> [String; 3] {
-    let detail = match (&part.error, &part.version, part.lag) {
-        (Some(error), _, _) => error.clone(),
-        (None, Some(version), _) => version.clone(),
-        (None, None, Some(lag)) => format!("{lag} events behind"),
-        (None, None, None) => String::new(),
+    let detail = match (&part.error, &part.version, part.lag, part.watchers) {
+        (Some(error), _, _, _) => error.clone(),
+        (None, Some(version), _, _) => version.clone(),
+        (None, None, Some(lag), _) => format!("{lag} events behind"),
+        (None, None, None, Some(watchers)) => format!("{watchers} running"),
+        (None, None, None, None) => String::new(),
     };
     [name.to_owned(), if part.ok { "ok" } else { "away" }.to_owned(), detail]
 }

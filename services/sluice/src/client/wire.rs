@@ -349,6 +349,7 @@ pub(crate) struct Health {
     pub(crate) nats: Part,
     pub(crate) docker: Part,
     pub(crate) projector: Part,
+    pub(crate) watcher: Part,
 }
 
 #[derive(Debug, Deserialize)]
@@ -358,4 +359,6 @@ pub(crate) struct Part {
     pub(crate) error: Option<String>,
     /// Events not yet seen.
     pub(crate) lag: Option<u64>,
+    /// That live.
+    pub(crate) watchers: Option<u64>,
 }

@@ -117,7 +117,7 @@ fn role_spec(role: &'static str, program: &Path, env: &[(&'static str, OsString)
     })
 }
 
-/// Waits until the API answers and finds NATS, PostgreSQL and the projector well. Docker may be
+/// Waits until the API answers and finds NATS, PostgreSQL, the projector and the watcher well. Docker may be
 /// missing: everything but deploying works without it.
 async fn healthy(api: &str, shutdown: &CancellationToken) -> Result<()> {
     let limit = Instant::now() + START_LIMIT;
@@ -128,7 +128,7 @@ async fn healthy(api: &str, shutdown: &CancellationToken) -> Result<()> {
             Ok(response) => {
                 let health: serde_json::Value = response.json().await.context("reading the API's health")?;
                 let ok = |part: &str| health[part]["ok"] == true;
-                if ok("postgres") && ok("nats") && ok("projector") {
+                if ["postgres", "nats", "projector", "watcher"].into_iter().all(ok) {
                     if !ok("docker") {
                         tracing::warn!(error = %health["docker"]["error"], "no Docker engine answers: nothing can be deployed until one does");
                     }

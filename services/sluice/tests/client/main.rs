@@ -221,12 +221,13 @@ fn nobody_there_is_an_exit_code_of_its_own() {
 fn health_needs_no_token_and_tells_trouble() {
     let part = |ok| json!({"ok": ok, "error": if ok { Value::Null } else { "does not answer".into() }});
     let health = json!({"status": "degraded", "version": "0.1.0", "postgres": part(true), "nats": part(true),
-        "docker": part(false), "projector": {"ok": true, "lag": 0, "error": null}});
+        "docker": part(false), "projector": {"ok": true, "lag": 0, "error": null},
+        "watcher": {"ok": true, "watchers": 2, "error": null}});
     let server = Server::new([Reply::json(503, &health)]);
     let output = sluice(&server, &["health"]).env_remove("API_TOKEN").output().expect("it runs");
     assert_eq!(output.status.code(), Some(1));
     let out = String::from_utf8_lossy(&output.stdout);
-    assert!(out.contains("degraded") && out.contains("does not answer"), "{out}");
+    assert!(out.contains("degraded") && out.contains("does not answer") && out.contains("2 running"), "{out}");
     assert_eq!(server::header(&server.asked()[0], "authorization"), None);
 }
 

@@ -12,9 +12,9 @@ use tokio::{
 pub(crate) struct App {
     pub(crate) address: String,
     pub(crate) version: &'static str,
-    /// Requests to `/slow` that have come.
+    /// Requests that have come and wait.
     pub(crate) came: Arc<Semaphore>,
-    /// Requests to `/slow` that may end.
+    /// Requests that may end.
     pub(crate) go: Arc<Semaphore>,
     _tasks: JoinSet<()>,
 }
@@ -24,6 +24,8 @@ enum Manners {
     Good,
     /// Answers whoever asks directly, and hangs up on a proxy.
     NoProxies,
+    /// Has a proxy's probes wait.
+    Slow,
 }
 
 impl App {
@@ -34,6 +36,11 @@ impl App {
     /// Well by itself, and broken behind any proxy.
     pub(crate) async fn broken(version: &'static str) -> App {
         App::with(version, Manners::NoProxies).await
+    }
+
+    /// Answers a probe that comes through a proxy when it is told.
+    pub(crate) async fn slow(version: &'static str) -> App {
+        App::with(version, Manners::Slow).await
     }
 
     async fn with(version: &'static str, manners: Manners) -> App {
@@ -64,10 +71,11 @@ async fn serve(mut stream: TcpStream, version: &str, manners: Manners, gates: (A
             }
         }
         let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-        if manners == Manners::NoProxies && head.contains("x-forwarded-for") {
+        let proxied = head.contains("x-forwarded-for");
+        if manners == Manners::NoProxies && proxied {
             return;
         }
-        if head.starts_with("get /slow ") {
+        if head.starts_with("get /slow ") || (manners == Manners::Slow && proxied && head.starts_with("head ")) {
             gates.0.add_permits(1);
             gates.1.acquire().await.expect("open").forget();
         }

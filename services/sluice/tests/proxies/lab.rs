@@ -120,6 +120,32 @@ impl Lab {
         self.log.execute(&Key::proxy(&name()), command, &context).await.expect("accepted");
     }
 
+    /// Declares the proxy in another mode; what is deployed follows with its next switch.
+    pub(crate) async fn redeclare(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.declare().await;
+    }
+
+    /// The edge listens elsewhere from now on, and the proxy is declared so.
+    pub(crate) async fn move_edge(&mut self) {
+        self.kill_edge().await;
+        self.edge_address = format!("127.0.0.1:{}", free_port());
+        self.declare().await;
+        self.start_edge().await;
+    }
+
+    /// A proxy host that the user has made in Nginx Proxy Manager.
+    pub(crate) async fn own_host(&self, host: &str, mut fields: Value) {
+        let Front::Npm(npm) = &self.front else { panic!("only Nginx Proxy Manager has hosts") };
+        fields["domain_names"] = json!([host]);
+        let identity = json!({ "identity": npm.username, "secret": npm.password });
+        let signed = client().post(format!("{}/api/tokens", npm.url())).json(&identity).send().await.expect("asked");
+        let signed: Value = signed.json().await.expect("a token");
+        let made = client().post(format!("{}/api/nginx/proxy-hosts", npm.url())).json(&fields);
+        let made = made.bearer_auth(signed["token"].as_str().expect("a token")).send().await.expect("asked");
+        assert!(made.status().is_success(), "{made:?}");
+    }
+
     pub(crate) async fn start_edge(&mut self) {
         let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
             .arg("edge")

@@ -3,14 +3,12 @@
 
 mod app;
 mod lab;
+mod moves;
 
 use std::time::Duration;
 
 use deployer::Permit;
-use domain::{
-    proxy::{Mode, State},
-    traffic::Route,
-};
+use domain::proxy::{Mode, State};
 use testkit::{Load, NpmStandIn, Report, UserProxy};
 use tokio::time::timeout;
 
@@ -132,23 +130,6 @@ async fn stages_of_one_host_lie_behind_one_proxy_by_their_paths() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stage_moves_between_the_edge_and_a_proxy() {
-    let caddy = UserProxy::caddy().await.expect("Caddy starts");
-    let mut lab = Lab::new(Front::Caddy(caddy), Mode::Direct).await;
-    lab.start_edge().await;
-    let (a, b) = (App::start("a").await, App::start("b").await);
-    let straight = |app: &App| Route { front: None, ..lab.route(app) };
-    let seen = async || (lab.version_by_edge().await, lab.version(HOST).await);
-
-    lab.switch(&straight(&a)).await.expect("switched");
-    assert_eq!(seen().await, ("a".into(), "404".into()));
-    lab.switch(&lab.route(&b)).await.expect("switched");
-    lab::until("the edge has let go of it", async || seen().await == ("404".into(), "b".into())).await;
-    lab.switch(&straight(&a)).await.expect("switched");
-    assert_eq!(seen().await, ("a".into(), "404".into()));
-}
-
 /// The suite. Each part goes on where the one before ended.
 async fn conforms(driver: &str, mut lab: Lab, guarantee: Guarantee) {
     let (a, b) = (App::start("a").await, App::start("b").await);
@@ -156,6 +137,9 @@ async fn conforms(driver: &str, mut lab: Lab, guarantee: Guarantee) {
 
     // Created: the host answered nobody before.
     assert_eq!(lab.version(HOST).await, "404");
+    if direct {
+        cut_off(&lab).await;
+    }
     lab.switch_to(&a).await;
     assert_eq!(lab.version(HOST).await, "a");
 
@@ -179,6 +163,12 @@ async fn conforms(driver: &str, mut lab: Lab, guarantee: Guarantee) {
 
     if !matches!(lab.front, Front::Nothing) {
         edited(&lab, &b).await;
+        if !direct {
+            // An edge that is declared anew is told to the proxy with the next switch.
+            lab.move_edge().await;
+            lab.switch_to(&b).await;
+            lab.shows("b").await;
+        }
     }
 
     lab.withdraw().await;
@@ -188,6 +178,20 @@ async fn conforms(driver: &str, mut lab: Lab, guarantee: Guarantee) {
         // The proxy still leads to the edge, and nothing is there. Which of nginx's workers answers is its own business.
         lab.shows("404").await;
     }
+}
+
+/// A first switch that ends before it is written down: it leaves nothing at the proxy.
+async fn cut_off(lab: &Lab) {
+    let app = App::slow("cut off").await;
+    let route = lab.route(&app);
+    let may = Permit::always();
+    tokio::select! {
+        ended = lab.switch(&route) => panic!("it was not cut off: {ended:?}"),
+        came = timeout(PATIENCE, app.came.acquire()) => came.expect("the proxy has it").expect("open").forget(),
+    }
+    assert_eq!(lab.version(HOST).await, "cut off", "the proxy leads there, and nothing says so");
+    lab.proxies.abandon(&lab.settings(), route, &may).await.expect("abandoned");
+    assert_eq!(lab.version(HOST).await, "404");
 }
 
 async fn guarantee_of(lab: &Lab) -> Mode {

@@ -134,7 +134,7 @@ async fn hear(
             let context = first.context.clone();
             let tags = Arc::new(waiting.iter().flat_map(|waiting| waiting.tags.clone()).collect());
             let heard = match shared.clients.get(&shared.looker.log, &repository.registry).await {
-                Ok(line) => look_at(shared, &line.client, &repository, &followers, Some(tags), &context).await.0,
+                Ok(line) => look_at(shared, &line, &repository, &followers, Some(tags), &context).await.0,
                 Err(trouble) => {
                     let place = |follower: &Arc<Follower>| follower.place.clone();
                     let heard = |Place { project, stage }| Heard { project, stage, finding: failed(&trouble) };

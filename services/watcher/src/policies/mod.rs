@@ -26,10 +26,10 @@ use futures::{
     future::BoxFuture,
     stream::{self, FuturesUnordered},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::{
-    clients::Clients,
+    clients::{Clients, Line},
     look::{AT_ONCE, Looker, Tags, Trouble},
     picture::{Follower, Picture, Repository},
     sharing::Sharing,
@@ -52,6 +52,8 @@ const NEVER: Duration = Duration::from_secs(86_400);
 const MOST_TOLD: usize = 256;
 /// One repository, with all who follow it.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
+/// For writing down what was found: it is not waited for any longer.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What every look shares.
 struct Shared {
@@ -62,6 +64,8 @@ struct Shared {
     found: Mutex<HashMap<Place, Finding>>,
     /// When a registry has something that was too young until then.
     ripens: Mutex<BTreeMap<String, DateTime<Utc>>>,
+    /// Of one repository.
+    look_limit: Duration,
 }
 
 /// What is known of a registry between two polls.
@@ -71,8 +75,6 @@ struct Pace {
     busy: bool,
     /// Something has changed here: it is asked even where it is never polled.
     fresh: bool,
-    /// Until then the registry wants to be left alone, whatever has changed.
-    quiet: Instant,
 }
 
 /// How a poll ended.
@@ -101,6 +103,7 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
         desk: desk::Desk::default(),
         found: Mutex::default(),
         ripens: Mutex::default(),
+        look_limit: LOOK_LIMIT,
     });
     let mut picture = Picture::default();
     // Before anything is told: a push of what nobody seems to follow would be forgotten.
@@ -113,6 +116,8 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
     let mut paces: BTreeMap<String, Pace> = BTreeMap::new();
     let mut polls: FuturesUnordered<BoxFuture<'static, Polled>> = FuturesUnordered::new();
     let mut answers: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+    // Each ends at its limit, and a registry or a stage has one at a time.
+    let mut notes: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -130,23 +135,23 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                 None => bail!("the watcher stopped: the event log was closed"),
             },
             Some(()) = answers.next() => {}
+            Some(()) = notes.next() => {}
             Some(polled) = polls.next() => {
                 let Polled { host, poll, repositories, trouble, again } = polled;
                 if let Some(pace) = paces.get_mut(&host) {
                     pace.busy = false;
-                    pace.quiet = Instant::now() + asked_for(trouble.as_ref());
                     pace.failures = if again { pace.failures.saturating_add(1) } else { 0 };
                     let pause = pause(poll, pace.failures, trouble.as_ref());
                     if !pace.fresh {
                         pace.next = Instant::now() + pause;
                         pace.fresh = again;
                     }
-                    note_poll(log, &host, pause, repositories, trouble.as_ref()).await;
+                    notes.push(Box::pin(note_poll(log.clone(), host, pause, repositories, trouble)));
                 }
             }
             _ = ticks.tick() => {
                 for place in std::mem::take(&mut picture.gone) {
-                    forget(&shared, &place).await;
+                    notes.push(Box::pin(forget(shared.clone(), place)));
                 }
                 picture.fresh.extend(ripe(&shared));
                 for host in std::mem::take(&mut picture.fresh) {
@@ -160,9 +165,9 @@ async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<
                     let pace = paces.entry(host.to_owned()).or_insert_with(|| {
                         // Many registries at once are asked one after another.
                         let first = TICK.mul_f64(rand::random());
-                        Pace { next: Instant::now() + first, failures: 0, fresh: true, busy: false, quiet: Instant::now() }
+                        Pace { next: Instant::now() + first, failures: 0, fresh: true, busy: false }
                     });
-                    if !pace.busy && pace.next.max(pace.quiet) <= Instant::now() {
+                    if !pace.busy && pace.next <= Instant::now() {
                         pace.busy = true;
                         let fresh = std::mem::take(&mut pace.fresh);
                         polls.push(Box::pin(poll(shared.clone(), host.to_owned(), picture.on(host), fresh)));
@@ -198,10 +203,10 @@ async fn poll(
         return Polled { host, poll, repositories: 0, trouble: None, again: false };
     }
     let looks = stream::iter(followed).map(|(repository, followers)| {
-        let (shared, client) = (&shared, &line.client);
+        let (shared, line) = (&shared, &line);
         async move {
             let context = runtime::clock::context(crate::ACTOR);
-            look_at(shared, client, &repository, &followers, None, &context).await
+            look_at(shared, line, &repository, &followers, None, &context).await
         }
     });
     let mut looks = pin!(looks.buffer_unordered(AT_ONCE));
@@ -223,12 +228,13 @@ async fn poll(
 /// came of it, trouble of the registry as a whole.
 async fn look_at(
     shared: &Shared,
-    client: &crate::registry::Client,
+    line: &Line,
     repository: &Repository,
     followers: &[Arc<Follower>],
     told: Option<Arc<BTreeSet<String>>>,
     context: &Context,
 ) -> (Vec<Heard>, Option<Trouble>) {
+    let client = &*line.client;
     let work = async {
         let listed = followers.iter().any(|follower| follower.rules.moving().is_none());
         let tags = match told {
@@ -260,13 +266,19 @@ async fn look_at(
         }
         (heard, worst)
     };
-    if let Ok(looked) = tokio::time::timeout(LOOK_LIMIT, work).await {
+    if let Ok(looked) = timeout(shared.look_limit, work).await {
+        let pause = asked_for(looked.1.as_ref());
+        if !pause.is_zero() {
+            clients::leave_alone(&shared.looker.log, &repository.registry, &line.origin, pause).await;
+        }
         return looked;
     }
-    let reason = format!("{} was not looked through within {}s", repository.path, LOOK_LIMIT.as_secs());
+    let reason = format!("{} was not looked through within {}s", repository.path, shared.look_limit.as_secs());
     let mut heard = Vec::new();
-    for Place { project, stage } in followers.iter().map(|follower| follower.place.clone()) {
+    for follower in followers {
         let finding = Finding::Failed { code: "deadline".into(), reason: reason.clone() };
+        note(shared, &follower.place, finding.clone(), context).await;
+        let Place { project, stage } = follower.place.clone();
         heard.push(Heard { project, stage, finding });
     }
     (heard, None)
@@ -317,36 +329,83 @@ async fn note(shared: &Shared, place: &Place, finding: Finding, context: &Contex
     }
 }
 
-async fn forget(shared: &Shared, place: &Place) {
-    shared.found.lock().unwrap_or_else(PoisonError::into_inner).remove(place);
+async fn forget(shared: Arc<Shared>, place: Place) {
+    shared.found.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
     let key = push::stage_key(&place.project, &place.stage);
-    if let Err(error) = shared.looker.log.bucket(LOOKS).delete(&key, None).await {
-        tracing::debug!(%error, %place, "what was found last still stands there");
+    let bucket = shared.looker.log.bucket(LOOKS);
+    match timeout(NOTE_LIMIT, bucket.delete(&key, None)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, %place, "what was found last still stands there"),
+        Err(_) => tracing::debug!(%place, "what was found last may still stand there: NATS does not answer"),
     }
 }
 
-async fn note_poll(log: &EventLog, host: &str, pause: Duration, repositories: usize, trouble: Option<&Trouble>) {
-    let Ok(key) = Key::<Registry>::registry(host) else { return };
+async fn note_poll(log: EventLog, host: String, pause: Duration, repositories: usize, trouble: Option<Trouble>) {
+    let Ok(key) = Key::<Registry>::registry(&host) else { return };
     let at = runtime::clock::now();
     let next = at + TimeDelta::from_std(pause).unwrap_or_default();
-    let problem = trouble.map(ToString::to_string);
-    write(log, &push::registry_key(&key), &Poll { at, next, repositories, problem }).await;
+    let problem = trouble.map(|trouble| trouble.to_string());
+    write(&log, &push::registry_key(&key), &Poll { at, next, repositories, problem }).await;
 }
 
 /// For people, who look again: what cannot be written is written the next time.
 async fn write(log: &EventLog, key: &str, value: &impl serde::Serialize) -> bool {
     let value = serde_json::to_vec(value).unwrap_or_default();
-    let written = log.bucket(LOOKS).put(key, value).await;
-    if let Err(error) = &written {
-        tracing::debug!(%error, key, "what was found could not be written down");
+    match timeout(NOTE_LIMIT, log.bucket(LOOKS).put(key, value)).await {
+        Ok(Ok(_)) => return true,
+        Ok(Err(error)) => tracing::debug!(%error, key, "what was found could not be written down"),
+        Err(_) => tracing::debug!(key, "what was found could not be written down in time"),
     }
-    written.is_ok()
+    false
 }
 
 #[cfg(test)]
 mod tests {
+    use domain::settings::StageSettings;
+    use testkit::Nats;
+
     use super::*;
     use crate::registry;
+
+    #[tokio::test]
+    async fn a_look_that_runs_out_of_its_time_is_answered_and_written_down() {
+        let nats = Nats::start().await.expect("NATS starts");
+        let config = eventlog::Config { url: nats.url().into(), name: "test".into(), master_key: None };
+        let log = EventLog::connect(&config).await.expect("the log opens");
+        // Takes connections, and says nothing.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let host = silent.local_addr().expect("an address").to_string();
+        let policy = domain::policy::TagPolicy { semver: Some("*".into()), ..Default::default() };
+        let settings = StageSettings {
+            image: Some(format!("{host}/shop")),
+            policy: Some(Box::new(policy)),
+            ..StageSettings::default()
+        };
+        let context = runtime::clock::context("test");
+        let stages = [("dev".parse().expect("a slug"), settings)].into();
+        let declaration = domain::project::Declaration { stages, ..Default::default() };
+        let slug: domain::Slug = "shop".parse().expect("a slug");
+        let command = domain::project::Command::Apply { slug: slug.clone(), declaration, prune: false };
+        let key = Key::<domain::project::Project>::project(&slug);
+        log.execute(&key, command, &context).await.expect("declared");
+        let mut picture = Picture::default();
+        log.each(PROJECTS, 0, |recorded| picture.note(&recorded)).await.expect("read");
+        let shared = Shared {
+            looker: Looker { config: Config { node: "local".into() }, log: log.clone() },
+            clients: Clients::default(),
+            desk: desk::Desk::default(),
+            found: Mutex::default(),
+            ripens: Mutex::default(),
+            look_limit: Duration::from_millis(200),
+        };
+        let line = shared.clients.get(&log, &host).await.expect("a line");
+        let (repository, followers) = picture.on(&host).pop_first().expect("followed");
+        let (heard, _) = look_at(&shared, &line, &repository, &followers, None, &context).await;
+        let entry = log.bucket(LOOKS).get(&push::stage_key(&slug, &heard[0].stage)).await.expect("read");
+        let look: Look = serde_json::from_slice(&entry.expect("it is written down").value).expect("a look");
+        assert!(matches!(&look.finding, Finding::Failed { code, .. } if code == "deadline"), "{look:?}");
+        assert_eq!(heard[0].finding, look.finding);
+    }
 
     fn range(poll: u64, failures: u32, trouble: Option<registry::Trouble>) -> (u64, u64) {
         let trouble = trouble.map(Trouble::from);

@@ -10,8 +10,8 @@ mod trouble;
 use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
@@ -25,7 +25,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 pub(crate) use auth::Credentials;
-pub(crate) use trouble::Trouble;
+pub(crate) use trouble::{LONGEST_PAUSE, Trouble};
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// For one answer, with its body.
@@ -51,6 +51,8 @@ pub(crate) struct Client {
     http: reqwest::Client,
     origin: Url,
     auth: auth::Auth,
+    /// Until then the registry wants to be left alone.
+    quiet: Mutex<Instant>,
     /// By repository and tag.
     digests: Memory<(String, String), Known<String>>,
     /// By repository.
@@ -139,7 +141,8 @@ impl Client {
             .build()
             .map_err(|error| Trouble::unreachable(origin.as_str(), trouble::chain(&error)))?;
         let auth = auth::Auth::new(http.clone(), credentials, origin.clone());
-        Ok(Self { http, origin, auth, digests: Memory::new(), tags: Memory::new(), created: Memory::new() })
+        let (digests, tags, created) = (Memory::new(), Memory::new(), Memory::new());
+        Ok(Self { http, origin, auth, quiet: Mutex::new(Instant::now()), digests, tags, created })
     }
 
     /// The bytes that a tag means now.
@@ -279,8 +282,29 @@ impl Client {
         next.map(Some).ok_or_else(|| self.nonsense("its list of tags goes on at an address that is not its own"))
     }
 
-    /// Asks, signing in where the registry wants that. The answer is a good one, or says that nothing has changed.
+    /// Asks, signing in where the registry wants that, and not while it wants to be left alone. The answer is a good one, or says that nothing has changed.
     async fn ask(
+        &self,
+        method: Method,
+        url: &Url,
+        repository: &str,
+        accept: &'static str,
+        etag: Option<HeaderValue>,
+    ) -> Result<Response, Trouble> {
+        let left = self.quiet().saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Err(Trouble::TooMany { pause: Some(left) });
+        }
+        let asked = self.ask_at_once(method, url, repository, accept, etag).await;
+        if let Some(pause) = asked.as_ref().err().and_then(Trouble::pause) {
+            let until = Instant::now() + pause;
+            let mut quiet = self.quiet();
+            *quiet = until.max(*quiet);
+        }
+        asked
+    }
+
+    async fn ask_at_once(
         &self,
         method: Method,
         url: &Url,
@@ -302,6 +326,10 @@ impl Client {
             StatusCode::NOT_MODIFIED if conditional => Ok(answer),
             _ => Err(Trouble::of(&answer, repository)),
         }
+    }
+
+    fn quiet(&self) -> MutexGuard<'_, Instant> {
+        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn document<T: DeserializeOwned>(&self, answer: Response, limit: usize) -> Result<T, Trouble> {

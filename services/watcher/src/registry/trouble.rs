@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 
 /// However long a registry asks to be left alone, it is asked again after this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Trouble {
@@ -111,5 +111,22 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
+    if let Some(advice) = advice(&text) {
+        text = format!("{text}; {advice}");
+    }
     text
+}
+
+/// What to do about a certificate that is not trusted. Of the TLS library's error only its words are left by the time
+/// that the HTTP client has wrapped it.
+fn advice(text: &str) -> Option<&'static str> {
+    let (_, reason) = text.split_once("invalid peer certificate: ")?;
+    // An authority that was made anew under its old name has another key.
+    Some(if reason.contains("UnknownIssuer") || reason.contains("BadSignature") {
+        "name the certificate of its authority by SSL_CERT_FILE in the environment of the watcher, and start that again"
+    } else if reason.contains("NotValidForName") || reason.contains("not valid for") {
+        "give the address that its certificate is for: `sluice registry set HOST --url https://NAME`"
+    } else {
+        "give the registry a certificate that is valid now, for its name, by an authority that this machine trusts"
+    })
 }

@@ -194,6 +194,20 @@ impl Lab {
         timeout(PATIENCE, asked).await.expect("the registry is asked");
     }
 
+    /// From now on nobody answers those who write down what they have found.
+    pub(crate) async fn keep_notes(&self) -> impl Sized + use<> {
+        let ask = async |subject: &str, body: Vec<u8>| -> serde_json::Value {
+            let answer = self.log.request(subject, body, PATIENCE).await.expect("the server answers");
+            serde_json::from_slice(&answer).expect("JSON")
+        };
+        let stream = ask("$JS.API.STREAM.INFO.KV_looks", vec![]).await;
+        let mut config = stream["config"].clone();
+        config["subjects"] = serde_json::json!(["$KV.elsewhere.>"]);
+        let updated = ask("$JS.API.STREAM.UPDATE.KV_looks", config.to_string().into_bytes()).await;
+        assert!(updated["error"].is_null(), "{updated}");
+        self.log.serve("$KV.looks.>").await.expect("served")
+    }
+
     pub(crate) async fn tell(&self, what: What) -> Answer {
         let told = Told { context: runtime::clock::context("hook/test"), what };
         let question = serde_json::to_vec(&told).expect("JSON");

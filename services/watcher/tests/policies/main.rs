@@ -252,6 +252,47 @@ async fn a_registry_that_asks_for_peace_gets_it_and_one_that_hangs_holds_up_no_o
 }
 
 #[tokio::test]
+async fn a_webhook_is_no_reason_to_ask_a_registry_that_wants_peace_whichever_watcher_it_reaches() {
+    let mut lab = lab().await;
+    // Only what is told counts.
+    lab.configure(RegistrySettings { poll: Span::ZERO, ..RegistrySettings::default() }).await;
+    let first = lab.registry.push("shop", "main", LONG_AGO);
+    lab.declare("shop", &[("dev", follow("main"))]).await;
+    lab.watch().await;
+    lab.requested("dev", &first).await;
+    lab.registry.push("shop", "main", LONG_AGO);
+    lab.registry.shelf().fault = Some(Fault::TooMany(3600));
+    let later = |heard: &[domain::push::Heard]| matches!(&heard[0].finding, Finding::Failed { code, .. } if code == "registry_rate_limited");
+    assert!(later(&lab.tell_of("shop", "main").await), "whoever tells it is told to come back");
+    lab.registry.shelf().fault = None;
+    let before = lab.registry.counts().requests;
+    assert!(later(&lab.tell_of("shop", "main").await));
+    // Another one knows it as well, from its first look on. Each is told of some.
+    lab.watch().await;
+    for _ in 0..20 {
+        assert!(later(&lab.tell_of("shop", "main").await));
+    }
+    assert_eq!(lab.registry.counts().requests, before, "an hour is not over");
+    // Another server under the same name has asked for nothing.
+    let url = Some(format!("http://localhost:{}", lab.registry.address.port()));
+    lab.configure(RegistrySettings { url, poll: Span::ZERO, ..RegistrySettings::default() }).await;
+    lab.asked(1).await;
+}
+
+#[tokio::test]
+async fn notes_that_nats_does_not_take_hold_nothing_up() {
+    let mut lab = lab().await;
+    lab.registry.push("shop", "1.0.0", LONG_AGO);
+    lab.declare("shop", &[("dev", semver(">=2"))]).await;
+    lab.watch().await;
+    lab.found("dev", |finding| matches!(finding, Finding::NoMatch)).await;
+    let unanswered = lab.keep_notes().await;
+    // Within the patience of a test only if no round waits for its notes as long as a request may take.
+    lab.asked(7).await;
+    drop(unanswered);
+}
+
+#[tokio::test]
 async fn every_way_of_signing_in_works_and_a_wrong_password_is_told() {
     for auth in [Auth::Basic, Auth::Bearer] {
         let mut lab = Lab::start(Registry::start(auth).await).await;

@@ -105,3 +105,20 @@ async fn after_a_crash_of_nats_a_watch_begins_again() {
     assert_eq!(next(&mut on_edges).await, Change::Ready);
     tokio::time::timeout(Duration::from_millis(50), on_edges.next()).await.expect_err("nothing more");
 }
+
+#[tokio::test]
+async fn a_bucket_in_memory_is_there_again_after_a_crash_of_nats_though_nobody_connects_anew() {
+    let (mut nats, log) = start().await;
+    let edges = log.bucket("edges");
+    edges.put("one", "1").await.expect("put");
+    nats.kill();
+    nats.restart().await.expect("starts again");
+    // As one who lives says so again and again.
+    let back = async {
+        while edges.put("one", "1").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back).await.expect("it takes entries again");
+    assert_eq!(edges.keys().await.expect("readable"), ["one"]);
+}

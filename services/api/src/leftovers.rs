@@ -1,0 +1,153 @@
+//! Secrets in the vault that no event points to: of a request that died before its event was written, or before it
+//! deleted what it had replaced. A secret comes before its event, so one that nothing points to may be on its way: it
+//! goes when it was found so twice, an hour apart by this process's own measure, for no clock can be relied on to say
+//! how old it is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use domain::{Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, token::Token};
+use eventlog::{Error, EventLog};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Between two looks: much longer than any request takes.
+const PAUSE: Duration = Duration::from_secs(3600);
+/// For one look.
+const LIMIT: Duration = Duration::from_secs(300);
+/// What the API keeps in the vault: what lies elsewhere is not its to judge.
+const PREFIXES: [&str; 5] = ["hook/", "proxy/", "registry/", "secret/", "token/"];
+
+/// Looks for ever.
+pub(crate) async fn sweep(log: EventLog) {
+    let mut ticks = interval(PAUSE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut suspects = HashSet::new();
+    loop {
+        ticks.tick().await;
+        match timeout(LIMIT, look(&log, &mut suspects)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(deleted)) => tracing::info!(deleted, "secrets that nothing points to are gone from the vault"),
+            Ok(Err(error)) => tracing::warn!(%error, "the vault could not be swept; it is tried again in an hour"),
+            Err(_) => tracing::warn!("the vault was not swept in time; it is tried again in an hour"),
+        }
+    }
+}
+
+/// Deletes what nothing points to now and at the look before, and says how many that were.
+async fn look(log: &EventLog, suspects: &mut HashSet<String>) -> Result<usize, Error> {
+    // Before the events: whatever lies there by now and was accepted, an event that is read points to.
+    let names = log.vault().names().await?;
+    let pointed = pointed(log).await?;
+    let ours = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let found: HashSet<String> = names.into_iter().filter(ours).filter(|name| !pointed.contains(name)).collect();
+    let before = std::mem::take(suspects);
+    let mut deleted = 0;
+    for name in found {
+        if before.contains(&name) {
+            log.vault().delete(&name).await?;
+            deleted += 1;
+        } else {
+            suspects.insert(name);
+        }
+    }
+    Ok(deleted)
+}
+
+/// Every place that something may still be read from.
+async fn pointed(log: &EventLog) -> Result<HashSet<String>, Error> {
+    let mut places = HashSet::new();
+    // Earlier values of a project's secrets are those of releases that may be gone back to.
+    let each = |recorded: Recorded| {
+        if let Event::Project(project::Event::SecretSet { vault, .. }) = recorded.event {
+            places.insert(vault);
+        }
+    };
+    log.each("sluice.events.project.>", 0, each).await?;
+    let registry = |event: &Event| if let Event::Registry(event) = event { Some(event.clone()) } else { None };
+    places.extend(current::<Registry>(log, registry, |state| Some(state.credentials?.secret)).await?);
+    let proxy = |event: &Event| if let Event::Proxy(event) = event { Some(event.clone()) } else { None };
+    places.extend(current::<Proxy>(log, proxy, |state| Some(state.credentials?.secret)).await?);
+    let hook = |event: &Event| if let Event::Hook(event) = event { Some(event.clone()) } else { None };
+    places.extend(current::<Hook>(log, hook, |state| Some(state.secret?.secret)).await?);
+    let token = |event: &Event| if let Event::Token(event) = event { Some(event.clone()) } else { None };
+    let held = |state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
+    places.extend(current::<Token>(log, token, held).await?);
+    Ok(places)
+}
+
+/// Where the aggregates of one kind point, as they stand.
+async fn current<A: Aggregate>(
+    log: &EventLog,
+    own: impl Fn(&Event) -> Option<A::Event>,
+    place: impl Fn(A) -> Option<String>,
+) -> Result<Vec<String>, Error> {
+    let mut states: HashMap<Vec<String>, A> = HashMap::new();
+    let each = |recorded: Recorded| {
+        if let Some(event) = own(&recorded.event) {
+            states.entry(recorded.key).or_default().evolve(&event);
+        }
+    };
+    log.each(&format!("sluice.events.{}.>", A::NAME), 0, each).await?;
+    Ok(states.into_values().filter_map(place).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{
+        Key, Slug,
+        project::Project,
+        registry::{Command, RegistrySettings},
+    };
+    use eventlog::{Config, Secret};
+    use testkit::Nats;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nothing_points_to_goes_with_the_second_look_and_all_else_stays() {
+        let nats = Nats::start().await.expect("NATS starts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let master_key = directory.path().join("key");
+        eventlog::vault::create_key(&master_key).expect("a key");
+        let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
+        let log = EventLog::connect(&config).await.expect("the log opens");
+        let keep = async |place: &str| log.vault().put(place, &Secret::new("x")).await.expect("sealed");
+        let context = || runtime::clock::context("test");
+
+        // A password that was replaced by a request that died before it deleted the old one.
+        let key = Key::<Registry>::registry("r.test:5000").expect("a registry");
+        let host = "r.test:5000".to_owned();
+        let declare = Command::Configure { host: host.clone(), settings: RegistrySettings::default() };
+        log.execute(&key, declare, &context()).await.expect("declared");
+        for place in ["registry/r_test=5000/old", "registry/r_test=5000/new"] {
+            let version = keep(place).await;
+            let (host, username, secret) = (host.clone(), "ci".into(), place.into());
+            let set = Command::SetCredentials { host, username, secret, version };
+            log.execute(&key, set, &context()).await.expect("set");
+        }
+        // Two values of a secret, of which a release may run with the first; and one whose event never came.
+        let slug: Slug = "shop".parse().expect("a slug");
+        let key = Key::<Project>::project(&slug);
+        let create =
+            project::Command::Apply { slug: slug.clone(), declaration: project::Declaration::default(), prune: false };
+        log.execute(&key, create, &context()).await.expect("created");
+        for place in ["secret/shop/db/1", "secret/shop/db/2"] {
+            keep(place).await;
+            let set = project::Command::SetSecret { name: "db".into(), vault: place.into() };
+            log.execute(&key, set, &context()).await.expect("set");
+        }
+        keep("secret/shop/db/never").await;
+        keep("elsewhere/x").await;
+
+        let mut suspects = HashSet::new();
+        assert_eq!(look(&log, &mut suspects).await.expect("swept"), 0, "their events may be on their way");
+        keep("hook/late/1").await;
+        assert_eq!(look(&log, &mut suspects).await.expect("swept"), 2);
+        let mut left = log.vault().names().await.expect("listed");
+        left.sort();
+        let kept = ["elsewhere/x", "hook/late/1", "registry/r_test=5000/new", "secret/shop/db/1", "secret/shop/db/2"];
+        assert_eq!(left, kept);
+    }
+}
