@@ -171,6 +171,7 @@ impl Error {
             | Self::Project(project::Rejection::Invalid(errors))
             | Self::Registry(registry::Rejection::Invalid(errors))
             | Self::Proxy(proxy::Rejection::Invalid(errors))
+            | Self::Token(token::Rejection::Invalid(errors))
             | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { field, host, rejection } => {
                 vec![FieldError { field: field.clone(), problem: format!("{host}: {rejection}") }]
@@ -297,7 +298,7 @@ impl Error {
                 (S::CONFLICT, "proxy_in_use", "take it out of the stage's route and deploy, then remove it")
             }
             Self::Token(rejection) => match rejection {
-                token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                token::Rejection::Reserved | token::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
             },
             Self::Hook(rejection) => match rejection {

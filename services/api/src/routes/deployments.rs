@@ -262,6 +262,7 @@ pub(crate) async fn of_stage(
 ) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
     let filter = Filter {
+        within: None,
         project: Some(path.project.to_string()),
         stage: Some(path.stage.to_string()),
         status: None,
@@ -281,8 +282,13 @@ pub(crate) async fn of_stage(
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
-    let filter =
-        Filter { project: query.project, stage: query.stage, status: query.outcome.map(ended), before: query.before };
+    let filter = Filter {
+        within: None,
+        project: query.project,
+        stage: query.stage,
+        status: query.outcome.map(ended),
+        before: query.before,
+    };
     Ok(Json(deployments::list(&api.pool, &filter, page_size(query.limit)?).await?))
 }
 

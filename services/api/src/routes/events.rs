@@ -70,6 +70,7 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
     }
     api.visible(query.at_least).await?;
     let filter = Filter {
+        within: None,
         subject: query.subject,
         project: query.project,
         stage: query.stage,

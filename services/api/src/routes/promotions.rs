@@ -181,7 +181,7 @@ pub(crate) async fn request(
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
     let ListQuery { project, stage, waiting, before, limit, .. } = query;
-    let filter = Filter { project, stage, waiting, before };
+    let filter = Filter { within: None, project, stage, waiting, before };
     Ok(Json(promotions::list(&api.pool, &filter, page_size(limit)?).await?))
 }
 

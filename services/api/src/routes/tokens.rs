@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use domain::{
-    Key, Role, Slug, TokenId,
+    Grant, Key, Role, Slug, TokenId,
     token::{Command, Holder},
 };
 use readmodel::tokens::{self, Token};
@@ -58,7 +58,7 @@ pub(crate) struct TokenPath {
 )]
 pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Token>>, Error> {
     api.visible(query.at_least).await?;
-    Ok(Json(tokens::list(&api.pool).await?))
+    Ok(Json(tokens::list(&api.pool, None).await?))
 }
 
 /// Make a token for a program, or for a person at a command line.
@@ -80,7 +80,9 @@ pub(crate) async fn create(
     let id = TokenId(idempotency::id(&asked.context, "token"));
     let token = auth::new_token(id);
     let secret = format!("token/{id}/{}", runtime::clock::new_id());
-    let command = |version| Command::Create(Holder { name, role, secret: secret.clone(), version });
+    let grant = Grant::everywhere(role);
+    let holder = |version| Holder { name, grant, owner: None, secret: secret.clone(), version, expires_at: None };
+    let command = |version| Command::Create(holder(version));
     let (key, digest) = (Key::token(id), auth::digest(&token));
     let committed = sealed::keep(&api.log, &secret, digest, &key, command, &asked.context).await?;
     let token = (!committed.events.is_empty()).then_some(token);
