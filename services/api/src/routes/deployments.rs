@@ -17,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
 use crate::{
     Api,
+    auth::Principal,
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -280,10 +281,14 @@ pub(crate) async fn of_stage(
     params(ListQuery),
     responses((status = 200, body = Page))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
+pub(crate) async fn list(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
     let filter = Filter {
-        within: None,
+        within: caller.within(),
         project: query.project,
         stage: query.stage,
         status: query.outcome.map(ended),
