@@ -4,7 +4,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
-use domain::{Context, Role, settings::FieldError};
+use domain::{Context, address::Source, settings::FieldError};
 use futures::StreamExt;
 use http::{HeaderMap, header, request::Parts};
 use serde::{
@@ -47,12 +47,11 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Query<T> {
     }
 }
 
-/// What a caller wants done: the body, of at most `MOST` bytes, the context its events will carry, and what the caller
-/// may do.
+/// What a caller wants done: the body, of at most `MOST` bytes, the context its events will carry, and who asks.
 pub(crate) struct Asked<T, const MOST: usize = LIMIT> {
     pub(crate) body: T,
     pub(crate) context: Context,
-    pub(crate) role: Role,
+    pub(crate) caller: Principal,
 }
 
 impl<T: DeserializeOwned, const MOST: usize> FromRequest<Api> for Asked<T, MOST> {
@@ -60,11 +59,34 @@ impl<T: DeserializeOwned, const MOST: usize> FromRequest<Api> for Asked<T, MOST>
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
-        let caller = parts.extensions.get::<Principal>().ok_or(Error::Unauthorized)?;
+        let caller = parts.extensions.get::<Principal>().cloned().ok_or(Error::Unauthorized)?;
         let bytes = read(body, MOST).await?;
-        let mut context = idempotency::context(&parts, caller, &api.token, &bytes)?;
+        let mut context = idempotency::context(&parts, &caller, &api.auth.token, &bytes)?;
         context.request_id = parts.extensions.get::<RequestId>().map(|id| id.0.to_string());
-        Ok(Self { body: parse(&parts.headers, &bytes)?, context, role: caller.role })
+        Ok(Self { body: parse(&parts.headers, &bytes)?, context, caller })
+    }
+}
+
+/// What somebody says who has not signed in: the body, and where it comes from.
+pub(crate) struct Said<T> {
+    pub(crate) body: T,
+    pub(crate) source: Source,
+    pub(crate) parts: Parts,
+    pub(crate) request_id: String,
+}
+
+/// What people type to sign in is short.
+const SHORT: usize = 16 << 10;
+
+impl<T: DeserializeOwned> FromRequest<Api> for Said<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &Api) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let source = parts.extensions.get::<Source>().copied().ok_or(Error::Panicked)?;
+        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.to_string()).unwrap_or_default();
+        let bytes = read(body, SHORT).await?;
+        Ok(Self { body: parse(&parts.headers, &bytes)?, source, parts, request_id })
     }
 }
 

@@ -21,9 +21,9 @@ pub(crate) const NAMESPACE: Uuid = uuid!("6f1d4a3e-5b0c-4c1e-9a57-2d0c8e7b3f64")
 
 /// The context of the events that this request causes.
 pub(crate) fn context(parts: &Parts, caller: &Principal, token: &Token, body: &[u8]) -> Result<Context, Error> {
-    let mut context = runtime::clock::context(&*caller.name);
+    let mut context = runtime::clock::context(&*caller.actor);
     let Some(key) = key(parts)? else { return Ok(context) };
-    let name = format!("{}\n{}\n{}\n{key}", caller.name, parts.method, parts.uri.path());
+    let name = format!("{}\n{}\n{}\n{key}", caller.actor, parts.method, parts.uri.path());
     context.command_id = Uuid::new_v5(&NAMESPACE, name.as_bytes());
     context.correlation_id = context.command_id;
     // A body may hold a password, so its plain digest must not stand in the log.

@@ -18,7 +18,7 @@ mod rim;
 mod routes;
 mod sealed;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use axum::middleware;
@@ -27,7 +27,9 @@ use readmodel::{PgPool, Progress};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::Token, live::Live, problem::Error};
+use crate::{auth::Auth, live::Live, problem::Error};
+
+pub use auth::Identity;
 
 /// Settings of the API.
 #[derive(Clone)]
@@ -38,6 +40,7 @@ pub struct Config {
     pub admin_token: String,
     /// `NODE`: where deployments run.
     pub node: String,
+    pub identity: Identity,
 }
 
 const SHORTEST_TOKEN: usize = 32;
@@ -72,7 +75,7 @@ struct Api {
     pool: PgPool,
     progress: Progress,
     live: Live,
-    token: Token,
+    auth: Arc<Auth>,
     node: Arc<str>,
     /// Webhooks that are worked on.
     hooks: Arc<Semaphore>,
@@ -103,6 +106,8 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!("API_LISTEN: cannot listen on {}; stop what holds it, or set another address", config.listen)
     })?;
+    let auth = Auth::open(&log, &config.admin_token, config.identity).await?;
+    let auth = Arc::new(auth);
     let last = log.last_sequence().await.context("reading the end of the event log")?;
     let live = Live::new(last);
     let (progress, hear_progress) = Progress::follow(pool.clone());
@@ -111,13 +116,14 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     tasks.spawn(live.clone().feed(log.clone(), last));
     tasks.spawn(leftovers::sweep(log.clone()));
 
-    let token = Token::new(&config.admin_token);
+    tasks.spawn(auth.clone().keep());
     let node = config.node.into();
     let [hooks, arriving] = [hooks::AT_ONCE, hooks::ARRIVING].map(|most| Arc::new(Semaphore::new(most)));
-    let api = Api { log, pool, progress, live, token, node, hooks, arriving, shutdown: shutdown.clone() };
+    let api = Api { log, pool, progress, live, auth, node, hooks, arriving, shutdown: shutdown.clone() };
     let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
     tracing::info!(listen = %config.listen, "API ready");
 
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     tokio::select! {
         served = serving => served.context("serving the API")?,
@@ -135,4 +141,10 @@ async fn overdue(shutdown: &CancellationToken) {
 /// The description of the API (OpenAPI 3.1) as JSON, made from the code.
 pub fn openapi() -> &'static str {
     routes::document()
+}
+
+/// What every operation asks of its caller, by method and path: `public`, `signed`, or a role and where it must hold, as
+/// in `in_project operator`.
+pub fn permissions() -> BTreeMap<String, String> {
+    routes::all().table().into_iter().map(|(operation, access)| (operation, access.to_string())).collect()
 }

@@ -19,6 +19,7 @@ use crate::{pattern::Pattern, problem::Error};
 
 /// Every event.
 const ALL: &str = "sluice.events.>";
+const IDENTITY: [&str; 3] = ["sluice.events.user.", "sluice.events.session.", "sluice.events.token."];
 /// Events that a listener may be behind before it is cut off.
 const SLACK: usize = 4096;
 /// Events read at once in a replay.
@@ -29,6 +30,7 @@ const PAGE: usize = 500;
 pub(crate) struct Frame {
     pub(crate) sequence: u64,
     pub(crate) subject: String,
+    pub(crate) project: Option<String>,
     pub(crate) kind: String,
     /// The CloudEvent as JSON.
     pub(crate) body: String,
@@ -41,6 +43,8 @@ struct Feed {
     /// Position of the last frame that was sent.
     head: u64,
     frames: broadcast::Sender<Arc<Frame>>,
+    /// Subjects of what may end somebody's session, token or rights.
+    identity: broadcast::Sender<Arc<str>>,
 }
 
 type Frames = broadcast::Receiver<Arc<Frame>>;
@@ -48,7 +52,8 @@ type Frames = broadcast::Receiver<Arc<Frame>>;
 impl Live {
     /// A feed that will begin behind position `head`.
     pub(crate) fn new(head: u64) -> Self {
-        Self(Arc::new(Mutex::new(Some(Feed { head, frames: broadcast::Sender::new(SLACK) }))))
+        let (frames, identity) = (broadcast::Sender::new(SLACK), broadcast::Sender::new(SLACK));
+        Self(Arc::new(Mutex::new(Some(Feed { head, frames, identity }))))
     }
 
     /// Hands on every event behind `after`, until the log is closed or holds one that this version cannot read.
@@ -99,9 +104,18 @@ impl Live {
     fn send(&self, frame: Frame) {
         if let Some(feed) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             feed.head = frame.sequence;
+            if IDENTITY.iter().any(|prefix| frame.subject.starts_with(prefix)) {
+                let _ = feed.identity.send(frame.subject.as_str().into());
+            }
             // Without listeners there is nobody to miss it.
             let _ = feed.frames.send(Arc::new(frame));
         }
+    }
+
+    /// The subject of whatever happens to users, sessions and tokens from now on.
+    pub(crate) fn identity(&self) -> Result<broadcast::Receiver<Arc<str>>, Error> {
+        let feed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        feed.as_ref().map(|feed| feed.identity.subscribe()).ok_or(Error::StreamStopped)
     }
 
     fn head(&self) -> Result<u64, Error> {
@@ -145,7 +159,8 @@ fn tail(frames: Frames, after: u64) -> impl Stream<Item = Arc<Frame>> + Send {
 }
 
 fn frame(recorded: Recorded) -> Frame {
-    Frame { sequence: recorded.sequence, subject: recorded.subject, kind: recorded.kind, body: recorded.body }
+    let project = recorded.project().map(str::to_owned);
+    Frame { sequence: recorded.sequence, subject: recorded.subject, project, kind: recorded.kind, body: recorded.body }
 }
 
 #[cfg(test)]
@@ -154,7 +169,7 @@ mod tests {
 
     fn send(live: &Live, sequences: std::ops::RangeInclusive<u64>) {
         for sequence in sequences {
-            live.send(Frame { sequence, subject: "a.b".into(), kind: "k".into(), body: "{}".into() });
+            live.send(Frame { sequence, subject: "a.b".into(), project: None, kind: "k".into(), body: "{}".into() });
         }
     }
 

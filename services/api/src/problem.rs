@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
 use domain::{
-    Role, hook, image, node::ResolveError, project, proxy, registry, route, settings::FieldError, stage, token,
+    Role, administrators, handle, hook, image, node::ResolveError, project, proxy, registry, route, session,
+    settings::FieldError, stage, token, user,
 };
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
@@ -22,6 +23,35 @@ pub(crate) enum Error {
     Unauthorized,
     #[error("this needs the role `{0}`")]
     Forbidden(Role),
+    #[error("this lies outside the projects that you were granted")]
+    OutsideGrant,
+    #[error("the name or the password is wrong")]
+    BadCredentials,
+    #[error("the password is not the present one")]
+    WrongPassword,
+    #[error("Too many failed login attempts. Please try again later.")]
+    LoginRateLimited {
+        /// Seconds, always the same: what is left of a block is nobody's business.
+        retry_after: u64,
+    },
+    #[error("too many requests come from this address")]
+    RateLimited { retry_after: u64 },
+    #[error("too many people sign in at once")]
+    TooManySignIns,
+    #[error("this request comes from another site")]
+    CrossSite,
+    #[error("only a person has this: sign in with a name and a password")]
+    NotSignedIn,
+    #[error("nobody may give more than they have: you hold {0}")]
+    AboveGrant(domain::Grant),
+    #[error(transparent)]
+    User(#[from] user::Rejection),
+    #[error(transparent)]
+    Handle(#[from] handle::Rejection),
+    #[error(transparent)]
+    Administrators(#[from] administrators::Rejection),
+    #[error(transparent)]
+    Session(#[from] session::Rejection),
     #[error("there is nothing at this address")]
     NoSuchPath,
     #[error("this address does not take this method")]
@@ -164,6 +194,14 @@ impl Error {
         self.kind().1
     }
 
+    /// Seconds after which it is worth coming back.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::LoginRateLimited { retry_after } | Self::RateLimited { retry_after } => Some(*retry_after),
+            _ => (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
+        }
+    }
+
     fn answer(&self) -> Answer {
         let (status, code, hint) = self.kind();
         let errors = match self {
@@ -171,6 +209,8 @@ impl Error {
             | Self::Project(project::Rejection::Invalid(errors))
             | Self::Registry(registry::Rejection::Invalid(errors))
             | Self::Proxy(proxy::Rejection::Invalid(errors))
+            | Self::Token(token::Rejection::Invalid(errors))
+            | Self::User(user::Rejection::Invalid(errors))
             | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { field, host, rejection } => {
                 vec![FieldError { field: field.clone(), problem: format!("{host}: {rejection}") }]
@@ -210,6 +250,29 @@ impl Error {
         let (status, code, hint) = match self {
             Self::Unauthorized => (S::UNAUTHORIZED, "unauthorized", "send `Authorization: Bearer <token>`"),
             Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "ask an administrator"),
+            Self::OutsideGrant => (S::FORBIDDEN, "outside_grant", "ask an administrator"),
+            Self::BadCredentials => (S::UNAUTHORIZED, "bad_credentials", ""),
+            Self::WrongPassword => (S::FORBIDDEN, "wrong_password", ""),
+            Self::LoginRateLimited { .. } => (S::TOO_MANY_REQUESTS, "login_rate_limited", ""),
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "slow down"),
+            Self::TooManySignIns => (S::SERVICE_UNAVAILABLE, "busy", "try again in a moment"),
+            Self::CrossSite => (S::FORBIDDEN, "cross_site", "a browser must send this from Sluice's own pages"),
+            Self::NotSignedIn => (S::CONFLICT, "not_signed_in", "`sluice login` signs in"),
+            Self::AboveGrant(_) => (S::FORBIDDEN, "above_grant", "ask an administrator"),
+            Self::User(rejection) => match rejection {
+                user::Rejection::Unknown => (S::NOT_FOUND, "user_not_found", ""),
+                user::Rejection::Disabled => (S::CONFLICT, "user_disabled", ""),
+                user::Rejection::Erased => (S::CONFLICT, "user_erased", ""),
+                user::Rejection::NoPassword => (S::CONFLICT, "no_password", ""),
+                user::Rejection::SetupOver => (S::UNPROCESSABLE_ENTITY, "setup_over", ""),
+                user::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+            },
+            Self::Handle(handle::Rejection::Taken) => (S::CONFLICT, "name_taken", ""),
+            Self::Administrators(rejection) => match rejection {
+                administrators::Rejection::LastAdministrator => (S::CONFLICT, "last_administrator", ""),
+                administrators::Rejection::Founded => (S::CONFLICT, "conflict", ""),
+            },
+            Self::Session(session::Rejection::Unknown) => (S::NOT_FOUND, "session_not_found", ""),
             Self::NoSuchPath => (S::NOT_FOUND, "no_such_path", "GET /api/v1/openapi.json lists every address"),
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "GET /api/v1/openapi.json lists every method")
@@ -297,7 +360,7 @@ impl Error {
                 (S::CONFLICT, "proxy_in_use", "take it out of the stage's route and deploy, then remove it")
             }
             Self::Token(rejection) => match rejection {
-                token::Rejection::Reserved => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+                token::Rejection::Reserved | token::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
                 token::Rejection::Unknown => (S::NOT_FOUND, "token_not_found", ""),
             },
             Self::Hook(rejection) => match rejection {

@@ -3,6 +3,7 @@
 //! Must never import: a role's crate. What the API says is all there is to know.
 
 mod connection;
+mod credentials;
 mod follow;
 mod wire;
 
@@ -181,9 +182,23 @@ impl Client {
         url
     }
 
+    /// Where Sluice answers.
+    pub(crate) fn api(&self) -> &Url {
+        &self.api
+    }
+
+    /// Keeps a token for the commands that come; without one, forgets the one that was kept.
+    pub(crate) fn keep_token(&self, token: Option<&str>) -> Result<(), Error> {
+        credentials::keep(&self.api, token)
+    }
+
     fn request(&self, method: Method, url: Url) -> Result<reqwest::RequestBuilder, Error> {
         let public = url.path().ends_with("/health");
+        let signing_in = url.path().ends_with("/auth/token");
         let request = self.http.request(method, url);
+        if signing_in {
+            return Ok(request);
+        }
         match &self.token {
             Ok(token) => Ok(request.bearer_auth(token)),
             Err(_) if public => Ok(request),

@@ -104,10 +104,28 @@ async fn api() -> Result<()> {
         listen: api_listen()?,
         admin_token: env::required("ADMIN_TOKEN")?,
         node: env::parse("NODE", "local".to_owned())?,
+        identity: identity()?,
     };
     let log = connect("api", &shutdown).await?;
     let pool = database(&shutdown).await?;
     api::run(config, log, pool, shutdown).await
+}
+
+fn identity() -> Result<api::Identity> {
+    let default = api::Identity::new(env::required("JWT_SECRET_KEY")?);
+    Ok(api::Identity {
+        admin_password: env::optional("ADMIN_PASSWORD"),
+        public_url: env::optional("PUBLIC_URL"),
+        login_max_failures: env::parse("LOGIN_MAX_FAILURES", default.login_max_failures)?,
+        login_window: env::parse("LOGIN_WINDOW_SECONDS", default.login_window)?,
+        login_cooldown: env::parse("LOGIN_COOLDOWN_SECONDS", default.login_cooldown)?,
+        login_trusted_proxies: env::optional("LOGIN_TRUSTED_PROXY_IPS").unwrap_or_default(),
+        rate_limit_requests: env::parse("RATE_LIMIT_REQUESTS", default.rate_limit_requests)?,
+        rate_limit_window: env::parse("RATE_LIMIT_WINDOW_SECONDS", default.rate_limit_window)?,
+        session_idle: env::parse("SESSION_IDLE_SECONDS", default.session_idle)?,
+        session_max: env::parse("SESSION_MAX_SECONDS", default.session_max)?,
+        jwt_secret: default.jwt_secret,
+    })
 }
 
 async fn projector() -> Result<()> {

@@ -76,6 +76,8 @@ pub(crate) async fn execute(url: &str, statement: String) -> Result<()> {
 
 /// `sluice` with `arguments`, on these servers. Ends when dropped.
 pub(crate) fn sluice(program: &Path, arguments: &[&str], nats: &Nats, database: &str, data: &Path) -> Command {
+    // An API without it says so, and ends.
+    eventlog::vault::create_key(&data.join("vault.key")).ok();
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -84,6 +86,8 @@ pub(crate) fn sluice(program: &Path, arguments: &[&str], nats: &Nats, database: 
         .env("NATS_URL", nats.url())
         .env("DATABASE_URL", database)
         .env("ADMIN_TOKEN", TOKEN)
+        .env("JWT_SECRET_KEY", TOKEN)
+        .env("ADMIN_PASSWORD", TOKEN)
         .env("LOG", "warn")
         .stdin(Stdio::null())
         .kill_on_drop(true);

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
-use crate::{Aggregate, Key, hook, project, proxy, registry, route, stage, token};
+use crate::{
+    Aggregate, Key, administrators, handle, hook, login, project, proxy, registry, route, session, stage, token, user,
+};
 
 /// Every event of every aggregate. Read models match on it exhaustively.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +24,11 @@ pub enum Event {
     Proxy(proxy::Event),
     Token(token::Event),
     Hook(hook::Event),
+    User(user::Event),
+    Handle(handle::Event),
+    Administrators(administrators::Event),
+    Session(session::Event),
+    Login(login::Event),
 }
 
 impl From<project::Event> for Event {
@@ -66,11 +73,41 @@ impl From<token::Event> for Event {
     }
 }
 
+impl From<user::Event> for Event {
+    fn from(event: user::Event) -> Self {
+        Self::User(event)
+    }
+}
+
+impl From<handle::Event> for Event {
+    fn from(event: handle::Event) -> Self {
+        Self::Handle(event)
+    }
+}
+
+impl From<administrators::Event> for Event {
+    fn from(event: administrators::Event) -> Self {
+        Self::Administrators(event)
+    }
+}
+
+impl From<session::Event> for Event {
+    fn from(event: session::Event) -> Self {
+        Self::Session(event)
+    }
+}
+
+impl From<login::Event> for Event {
+    fn from(event: login::Event) -> Self {
+        Self::Login(event)
+    }
+}
+
 /// Who asked, and by which chain: the same for all events of one decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Context {
     pub time: DateTime<Utc>,
-    /// `admin`, `deployer/local`, ...: who caused it, never a credential.
+    /// `user:<id>`, `ci`, `deployer/local`, ...: who caused it, never a credential and never a person's name.
     pub actor: String,
     /// One chain from the first cause to the last effect.
     #[serde(rename = "correlationid")]
@@ -198,6 +235,13 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
         proxy::Proxy::NAME => record::<proxy::Proxy>(sequence, subject, body, rest.take(1)),
         token::Token::NAME => record::<token::Token>(sequence, subject, body, rest.take(1)),
         hook::Hook::NAME => record::<hook::Hook>(sequence, subject, body, rest.take(1)),
+        user::User::NAME => record::<user::User>(sequence, subject, body, rest.take(1)),
+        handle::Handle::NAME => record::<handle::Handle>(sequence, subject, body, rest.take(1)),
+        administrators::Administrators::NAME => {
+            record::<administrators::Administrators>(sequence, subject, body, rest.take(1))
+        }
+        session::Session::NAME => record::<session::Session>(sequence, subject, body, rest.take(1)),
+        login::Login::NAME => record::<login::Login>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
     }
 }
@@ -270,7 +314,16 @@ impl Recorded {
     pub fn project(&self) -> Option<&str> {
         match &self.event {
             Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => None,
+            Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_)
+            | Event::User(_)
+            | Event::Handle(_)
+            | Event::Administrators(_)
+            | Event::Session(_)
+            | Event::Login(_) => None,
         }
     }
 
@@ -282,7 +335,12 @@ impl Recorded {
             | Event::Registry(_)
             | Event::Token(_)
             | Event::Proxy(_)
-            | Event::Hook(_) => None,
+            | Event::Hook(_)
+            | Event::User(_)
+            | Event::Handle(_)
+            | Event::Administrators(_)
+            | Event::Session(_)
+            | Event::Login(_) => None,
         }
     }
 }

@@ -6,12 +6,16 @@
 //! Must never import: anything that does IO, reads a clock or draws a random number. Time, ids
 //! and randomness arrive inside commands, so that the same history always gives the same answer.
 
+pub mod address;
+pub mod administrators;
 pub mod configuration;
 pub mod difference;
 pub mod drift;
 pub mod env;
+pub mod handle;
 pub mod hook;
 pub mod image;
+pub mod login;
 pub mod node;
 pub mod policy;
 pub mod project;
@@ -20,18 +24,23 @@ pub mod proxy;
 pub mod push;
 pub mod registry;
 pub mod route;
+pub mod session;
 pub mod settings;
 pub mod stage;
+pub mod throttle;
 pub mod token;
 pub mod traffic;
+pub mod user;
 
 mod event;
+mod grant;
 mod name;
 mod role;
 mod unit;
 
 pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode};
-pub use name::{BadName, DeploymentId, PromotionId, Slug, TokenId};
+pub use grant::Grant;
+pub use name::{BadName, DeploymentId, PromotionId, SessionId, Slug, TokenId, UserId};
 pub use role::Role;
 pub use unit::{Bytes, Cpus, Span};
 

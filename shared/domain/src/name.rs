@@ -73,6 +73,8 @@ id! {
     DeploymentId
     PromotionId
     TokenId
+    UserId
+    SessionId
 }
 
 #[cfg(test)]

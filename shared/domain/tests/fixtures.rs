@@ -6,18 +6,24 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use chrono::DateTime;
 use domain::{
-    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, TokenId, decode, encode,
+    Aggregate, Context, DeploymentId, Grant, Key, PromotionId, Recorded, Role, SessionId, Slug, TokenId, UserId,
+    administrators::{self, Administrators},
+    decode, encode,
     env::{EnvValue, SecretRef},
+    handle::{self, Handle},
     hook::{self, Hook, HookSettings},
     image::{Image, Source},
+    login::{self, Login},
     project::{self, Project},
     promotion::{Approval, Gate, Proof, SourceProof},
     proxy::{self, Driver, Mode, Proxy},
     registry::{self, Registry, RegistrySettings},
     route::{self, Host},
+    session::{self, Method, Opening, Reason, Session},
     settings::{RouteSettings, StageSettings},
     stage::{self, Failure, Instance, Kind, Origin, Spec, Stage, Step, StepDone},
     token::{self, Token},
+    user::{self, Sealed, User},
 };
 use uuid::Uuid;
 
@@ -201,12 +207,61 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         [proxy::Event::Configured { settings }, set, proxy::Event::Removed {}].map(|e| stored(&key, &e)).to_vec()
     };
     let token = {
-        let (name, secret) = (slug("ci"), "token/x".to_owned());
-        let created = token::Event::Created { name, role: Role::Operator, secret, version: 4 };
+        let created = token::Event::Created(token::Holder {
+            name: slug("ci"),
+            grant: Grant { role: Role::Operator, projects: Some([slug("shop")].into()) },
+            owner: Some(token::Owner { user: UserId(Uuid::from_u128(14)), epoch: 1 }),
+            secret: "token/x".into(),
+            version: 4,
+            expires_at: Some(context().time),
+        });
         let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
         [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
     };
-    [project, route, registry, stage, proxy, token, hook].concat()
+    [project, route, registry, stage, proxy, token, hook, identity()].concat()
+}
+
+fn identity() -> Vec<(String, serde_json::Value)> {
+    let id = UserId(Uuid::from_u128(14));
+    let digest = "0f".repeat(32);
+    let user = {
+        use user::Event::*;
+        let profile = || Sealed("c2VhbGVk".into());
+        let all = [
+            Created {
+                source: user::Source::Local,
+                handle: digest.clone(),
+                profile: profile(),
+                grant: Grant { role: Role::Operator, projects: Some([slug("shop")].into()) },
+            },
+            ProfileChanged { profile: profile() },
+            Granted { grant: Grant::everywhere(Role::Admin) },
+            Disabled {},
+            Enabled {},
+            PasswordSet { secret: "password/x".into(), version: 5 },
+            SetupIssued { secret: "setup/x".into(), version: 6, expires_at: context().time },
+            SetupUsed {},
+            SignedIn { session: SessionId(Uuid::from_u128(15)), method: Method::Oidc },
+            Erased {},
+        ];
+        all.map(|e| stored(&Key::<User>::user(id), &e)).to_vec()
+    };
+    let handle = [handle::Event::Claimed { user: id }, handle::Event::Released { user: id }]
+        .map(|e| stored(&Key::<Handle>::handle(&digest).expect("a digest"), &e));
+    let administrators = [administrators::Event::Joined { user: id }, administrators::Event::Left { user: id }]
+        .map(|e| stored(&Key::<Administrators>::administrators(), &e));
+    let session = {
+        let opening = Opening { user: id, epoch: 2, method: Method::Password, expires_at: context().time };
+        let all = [session::Event::Opened(opening), session::Event::Ended { reason: Reason::Logout }];
+        all.map(|e| stored(&Key::<Session>::session(SessionId(Uuid::from_u128(15))), &e))
+    };
+    let login = {
+        use login::Event::*;
+        let blocked = Blocked { source: "203.0.113.9".into(), until: context().time };
+        let all = [Failed {}, blocked, Refused { reason: "no_role".into() }];
+        all.map(|e| stored(&Key::<Login>::login(&digest).expect("a digest"), &e)).to_vec()
+    };
+    [user, handle.to_vec(), administrators.to_vec(), session.to_vec(), login].concat()
 }
 
 /// The names in the source: what [`samples`] must cover.
@@ -219,6 +274,11 @@ fn declared() -> BTreeSet<String> {
         ("proxy", include_str!("../src/proxy.rs")),
         ("token", include_str!("../src/token.rs")),
         ("hook", include_str!("../src/hook.rs")),
+        ("user", include_str!("../src/user.rs")),
+        ("handle", include_str!("../src/handle.rs")),
+        ("administrators", include_str!("../src/administrators.rs")),
+        ("session", include_str!("../src/session.rs")),
+        ("login", include_str!("../src/login.rs")),
     ];
     let names = |aggregate: &'static str, text: &'static str| {
         text.lines()
@@ -271,6 +331,13 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
         domain::Event::Proxy(event) => stored(&Key::<Proxy>::proxy(&slug(first)), event),
         domain::Event::Token(event) => stored(&Key::<Token>::token(TokenId(first.parse().expect("an id"))), event),
         domain::Event::Hook(event) => stored(&Key::<Hook>::hook(&slug(first)), event),
+        domain::Event::User(event) => stored(&Key::<User>::user(UserId(first.parse().expect("an id"))), event),
+        domain::Event::Handle(event) => stored(&Key::<Handle>::handle(first).expect("a digest"), event),
+        domain::Event::Administrators(event) => stored(&Key::<Administrators>::administrators(), event),
+        domain::Event::Session(event) => {
+            stored(&Key::<Session>::session(SessionId(first.parse().expect("an id"))), event)
+        }
+        domain::Event::Login(event) => stored(&Key::<Login>::login(first).expect("a digest"), event),
         domain::Event::Registry(event) => {
             stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
         }

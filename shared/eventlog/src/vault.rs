@@ -74,9 +74,26 @@ impl Vault {
     }
 
     pub async fn get(&self, name: &str) -> Result<Option<Secret>, Error> {
+        Ok(self.entry(name).await?.map(|(secret, _)| secret))
+    }
+
+    /// Keeps `secret` under `name` where nothing is yet; else [`Error::WrongRevision`].
+    pub async fn create(&self, name: &str, secret: &Secret) -> Result<u64, Error> {
+        let sealed = self.cipher()?.seal(name, secret)?;
+        self.bucket.create(name, sealed).await
+    }
+
+    /// Keeps `secret` under `name` where `version` is the newest; else [`Error::WrongRevision`].
+    pub async fn replace(&self, name: &str, secret: &Secret, version: u64) -> Result<u64, Error> {
+        let sealed = self.cipher()?.seal(name, secret)?;
+        self.bucket.update(name, sealed, version).await
+    }
+
+    /// What lies under `name`, with its version.
+    pub async fn entry(&self, name: &str) -> Result<Option<(Secret, u64)>, Error> {
         let cipher = self.cipher()?;
         let entry = self.bucket.get(name).await?;
-        Ok(entry.map(|entry| cipher.unseal(name, &entry.value)).transpose()?)
+        Ok(entry.map(|entry| Ok::<_, Problem>((cipher.unseal(name, &entry.value)?, entry.revision))).transpose()?)
     }
 
     /// Of everything that is kept.
@@ -114,6 +131,27 @@ pub fn create_key(path: &Path) -> Result<(), Problem> {
     // Whatever is sealed under the key outlives a power failure, so its name has to.
     let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(above).and_then(|directory| directory.sync_all()).map_err(problem)
+}
+
+/// Seals what is kept outside of the vault under a key that is in it: whoever deletes the key erases what it sealed.
+pub struct Sealer(Cipher);
+
+impl Sealer {
+    /// A key of 32 bytes.
+    pub fn new(key: &Secret) -> Result<Self, Problem> {
+        let key: [u8; KEY_BYTES] =
+            key.expose().try_into().map_err(|_| Problem::Unsealable { name: "a key of its own".into() })?;
+        Ok(Self(Cipher(XChaCha20Poly1305::new(&key.into()))))
+    }
+
+    /// The `name` is authenticated: what is sealed under one cannot pose as another's.
+    pub fn seal(&self, name: &str, secret: &Secret) -> Result<Vec<u8>, Problem> {
+        self.0.seal(name, secret)
+    }
+
+    pub fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Secret, Problem> {
+        self.0.unseal(name, sealed)
+    }
 }
 
 pub(crate) struct Cipher(XChaCha20Poly1305);

@@ -43,6 +43,8 @@ pub struct EventRecord {
 /// Which events to find. The default finds all.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
+    /// Only those of these projects.
+    pub within: Option<Vec<String>>,
     /// A NATS pattern: `*` stands for one token, a last `>` for one or more.
     pub subject: Option<String>,
     pub project: Option<String>,
@@ -80,6 +82,7 @@ pub async fn find(database: &PgPool, filter: &Filter, limit: u16) -> Result<Page
              and ($3::text is null or project = $3) and ($4::text is null or stage = $4)
              and ($5::text is null or type = $5) and ($6::text is null or event::text ilike $6)
              and ($7::bigint is null or sequence > $7) and ($8::bigint is null or sequence < $8)
+             and ($11::text[] is null or project = any($11))
            order by case when $9 then sequence end, sequence desc limit $10"#,
         like,
         expression.flatten(),
@@ -90,7 +93,8 @@ pub async fn find(database: &PgPool, filter: &Filter, limit: u16) -> Result<Page
         filter.after.map(u64::cast_signed),
         filter.before.map(u64::cast_signed),
         ascending,
-        limit as i64 + 1
+        limit as i64 + 1,
+        filter.within.as_deref()
     )
     .map(|row| EventRecord {
         sequence: row.sequence.cast_unsigned(),

@@ -48,7 +48,12 @@ pub(crate) fn key(recorded: &Recorded) -> Option<String> {
         | Event::Route(_)
         | Event::Registry(_)
         | Event::Proxy(_)
-        | Event::Token(_) => None,
+        | Event::Token(_)
+        | Event::User(_)
+        | Event::Handle(_)
+        | Event::Administrators(_)
+        | Event::Session(_)
+        | Event::Login(_) => None,
     }
 }
 

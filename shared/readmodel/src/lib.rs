@@ -14,8 +14,10 @@ pub mod projects;
 pub mod promotions;
 pub mod proxies;
 pub mod registries;
+pub mod sessions;
 pub mod stages;
 pub mod tokens;
+pub mod users;
 
 mod checksum;
 mod connection;
@@ -52,7 +54,7 @@ pub struct Model {
 type Apply = for<'a> fn(&'a mut PgConnection, &'a [Recorded]) -> BoxFuture<'a, sqlx::Result<()>>;
 
 /// Every read model.
-pub static MODELS: [Model; 10] = [
+pub static MODELS: [Model; 12] = [
     projects::MODEL,
     stages::MODEL,
     deployments::MODEL,
@@ -61,6 +63,8 @@ pub static MODELS: [Model; 10] = [
     registries::MODEL,
     proxies::MODEL,
     tokens::MODEL,
+    users::MODEL,
+    sessions::MODEL,
     hooks::MODEL,
     events::MODEL,
 ];

@@ -16,8 +16,10 @@ use crate::{
     promotions::{self, Promotion},
     proxies::{self, Proxy},
     registries::{self, Registry},
+    sessions::{self, Session},
     stages::{self, Stage},
     tokens::{self, Token},
+    users::{self, User},
 };
 
 #[derive(Default)]
@@ -29,6 +31,8 @@ pub struct ReadModels {
     registries: BTreeMap<String, Registry>,
     proxies: BTreeMap<String, Proxy>,
     tokens: BTreeMap<Uuid, Token>,
+    users: BTreeMap<Uuid, User>,
+    sessions: BTreeMap<Uuid, Session>,
     hooks: BTreeMap<String, Hook>,
     instances: BTreeMap<(String, String), instances::Rows>,
     /// Instances that only an event about their own deployment can change.
@@ -46,6 +50,8 @@ impl ReadModels {
         registries::fold(&mut self.registries, events);
         proxies::fold(&mut self.proxies, events);
         tokens::fold(&mut self.tokens, events);
+        users::fold(&mut self.users, events);
+        sessions::fold(&mut self.sessions, events);
         hooks::fold(&mut self.hooks, events);
         let instances = self.instances(events, first);
         Ok(vec![
@@ -57,6 +63,8 @@ impl ReadModels {
             ("registries", changed(&self.registries, events, registries::key, |row| row.sequence >= first)?),
             ("proxies", changed(&self.proxies, events, proxies::key, |row| row.sequence >= first)?),
             ("tokens", changed(&self.tokens, events, tokens::key, |row| row.sequence >= first)?),
+            ("users", changed(&self.users, events, users::key, |row| row.sequence >= first)?),
+            ("sessions", changed(&self.sessions, events, sessions::key, |row| row.sequence >= first)?),
             ("hooks", changed(&self.hooks, events, hooks::key, |row| row.sequence >= first)?),
             ("events", events.iter().map(event).collect::<Result<_, _>>()?),
         ])
@@ -155,7 +163,7 @@ mod tests {
         let columns: &[&str] = match table {
             "projects" => &["slug"],
             "stages" => &["project", "stage"],
-            "deployments" | "promotions" | "tokens" => &["id"],
+            "deployments" | "promotions" | "tokens" | "users" | "sessions" => &["id"],
             "instances" => &["deployment", "name"],
             "registries" => &["host"],
             "hooks" => &["name"],

@@ -63,6 +63,8 @@ pub enum Status {
 /// Which promotions to list. The default lists all.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
+    /// Only those of these projects.
+    pub within: Option<Vec<String>>,
     pub project: Option<String>,
     /// That takes the release.
     pub stage: Option<String>,
@@ -87,12 +89,14 @@ pub async fn list(database: &PgPool, filter: &Filter, limit: u16) -> Result<Page
         r#"select to_jsonb(p) as "row!: Json<Promotion>" from promotions p
            where ($1::text is null or project = $1) and ($2::text is null or stage = $2)
              and (not $3 or status = 'waiting') and ($4::bigint is null or requested_sequence < $4)
+             and ($6::text[] is null or project = any($6))
            order by requested_sequence desc limit $5"#,
         filter.project.as_deref().map(fold::text),
         filter.stage.as_deref().map(fold::text),
         filter.waiting,
         filter.before.map(u64::cast_signed),
-        limit as i64 + 1
+        limit as i64 + 1,
+        filter.within.as_deref()
     )
     .fetch_all(database)
     .await

@@ -74,7 +74,12 @@ pub(crate) fn key(recorded: &Recorded) -> Option<String> {
         | Event::Route(_)
         | Event::Registry(_)
         | Event::Token(_)
-        | Event::Hook(_) => None,
+        | Event::Hook(_)
+        | Event::User(_)
+        | Event::Handle(_)
+        | Event::Administrators(_)
+        | Event::Session(_)
+        | Event::Login(_) => None,
     }
 }
 

@@ -284,6 +284,8 @@ mod tests {
         happen(&mut history, "prod", Happening::Token(true), &mut 0);
         happen(&mut history, "prod", Happening::Credentials(true), &mut 0);
         happen(&mut history, "prod", Happening::Hook(0), &mut 0);
+        happen(&mut history, "prod", Happening::User(0), &mut 0);
+        happen(&mut history, "prod", Happening::Session(1), &mut 0);
         happen(&mut history, "prod", Happening::Proxy(true), &mut 0);
         for n in 2..80 {
             history.deploy(if n % 3 == 0 { "prod" } else { "dev" }, n);

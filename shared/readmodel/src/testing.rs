@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use domain::{
-    Aggregate, Context, DeploymentId, Key, PromotionId, Recorded, Role, Slug, Span, TokenId, decode, encode,
+    Aggregate, Context, DeploymentId, Grant, Key, PromotionId, Recorded, Role, SessionId, Slug, Span, TokenId, UserId,
+    decode, encode,
     hook::{self, Hook, HookSettings},
     image::{Image, Source},
     project::{self, Declaration, Project},
     promotion::{Approvals, Case, Gates, Rules, Standing},
     proxy::{self, Driver, Mode, Proxy, Settings},
     registry::{self, Registry, RegistrySettings},
+    session::{self, Method, Opening, Session},
     settings::StageSettings,
     stage::{self, Attempt, Command, Failure, Instance, Kind, Spec, Stage, Step, next_step},
     token::{self, Holder, Token},
+    user::{self, Kept, Sealed, Setup, User},
 };
 use proptest::prelude::*;
 use sqlx::PgPool;
@@ -57,6 +60,8 @@ pub(crate) struct History {
     registries: BTreeMap<String, Registry>,
     proxies: BTreeMap<String, Proxy>,
     tokens: BTreeMap<u128, Token>,
+    users: BTreeMap<u128, User>,
+    sessions: BTreeMap<u128, Session>,
     hooks: BTreeMap<String, Hook>,
 }
 
@@ -96,6 +101,34 @@ impl History {
         let mut state = self.tokens.remove(&id).unwrap_or_default();
         self.decide(&Key::token(TokenId(Uuid::from_u128(id))), &mut state, command);
         self.tokens.insert(id, state);
+    }
+
+    pub(crate) fn user(&mut self, id: u128, command: user::Command) {
+        let mut state = self.users.remove(&id).unwrap_or_default();
+        self.decide(&Key::user(UserId(Uuid::from_u128(id))), &mut state, command);
+        self.users.insert(id, state);
+    }
+
+    pub(crate) fn session(&mut self, id: u128, command: session::Command) {
+        let mut state = self.sessions.remove(&id).unwrap_or_default();
+        self.decide(&Key::session(SessionId(Uuid::from_u128(id))), &mut state, command);
+        self.sessions.insert(id, state);
+    }
+
+    /// User `id` of the role, and nothing more.
+    pub(crate) fn person(&mut self, id: u128, role: Role) {
+        let (handle, profile, grant) = (format!("{id:064x}"), Sealed("sealed".into()), Grant::everywhere(role));
+        self.user(id, user::Command::Create { source: user::Source::Local, handle, profile, grant });
+    }
+
+    /// A session of user `id`, of the epoch that they are in.
+    pub(crate) fn sign_in(&mut self, id: u128, session: u128) {
+        let epoch = self.users.get(&id).and_then(|user| user.person.as_ref()).map_or(0, |person| person.epoch);
+        let expires_at = DateTime::from_timestamp(1_900_000_000, 0).expect("in range");
+        let opening = Opening { user: UserId(Uuid::from_u128(id)), epoch, method: Method::Password, expires_at };
+        self.session(session, session::Command::Open(opening));
+        let session = SessionId(Uuid::from_u128(session));
+        self.user(id, user::Command::SignIn { session, method: Method::Password });
     }
 
     pub(crate) fn hook(&mut self, name: &str, command: hook::Command) {
@@ -254,6 +287,8 @@ pub(crate) enum Happening {
     Token(bool),
     Registry(u8),
     Hook(u8),
+    User(u8),
+    Session(u8),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -281,6 +316,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Token),
         1 => any::<u8>().prop_map(Happening::Registry),
         1 => any::<u8>().prop_map(Happening::Hook),
+        2 => any::<u8>().prop_map(Happening::User),
+        1 => any::<u8>().prop_map(Happening::Session),
     ]
 }
 
@@ -343,11 +380,29 @@ pub(crate) fn happen(history: &mut History, stage: &str, happening: Happening, d
             1,
             if create {
                 let (name, secret) = (slug("ci"), "token/x".into());
-                token::Command::Create(Holder { name, role: Role::Operator, secret, version: 1 })
+                let grant = Grant::everywhere(Role::Operator);
+                token::Command::Create(Holder { name, grant, owner: None, secret, version: 1, expires_at: None })
             } else {
                 token::Command::Revoke
             },
         ),
+        Happening::User(n) => {
+            let kept = Kept { secret: "place".into(), version: n.into() };
+            let expires_at = DateTime::from_timestamp(1_900_000_000, 0).expect("in range");
+            match n % 8 {
+                0 | 1 => history.person(1, Role::Operator),
+                2 => history.user(1, user::Command::Grant { grant: Grant::everywhere(Role::Admin) }),
+                3 => history.user(1, user::Command::Disable),
+                4 => history.user(1, user::Command::Enable),
+                5 => history.user(1, user::Command::SetPassword(kept)),
+                6 => history.user(1, user::Command::IssueSetup(Setup { kept, expires_at })),
+                _ => history.user(1, user::Command::ChangeProfile { profile: Sealed(n.to_string()) }),
+            }
+        }
+        Happening::Session(n) => match n % 3 {
+            0 => history.session(1 + u128::from(n % 2), session::Command::End { reason: session::Reason::Logout }),
+            _ => history.sign_in(1, 1 + u128::from(n % 2)),
+        },
         Happening::Hook(n) => history.hook(
             "images",
             match n % 3 {

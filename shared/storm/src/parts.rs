@@ -173,6 +173,8 @@ impl Lab {
             }
             Part::Engine => self.dockerd(&home),
             Part::Projector | Part::Deployer | Part::Watcher | Part::Edge | Part::Api => {
+                // An API without it says so, and ends.
+                eventlog::vault::create_key(&home.join("vault.key")).ok();
                 let mut command = inside(part, &self.sluice);
                 command.arg(part.name()).env_clear();
                 command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -184,6 +186,8 @@ impl Lab {
                     ("EDGE_LISTEN", format!("{}:{EDGE_PORT}", address(Part::Edge))),
                     ("API_LISTEN", format!("127.0.0.1:{API_PORT}")),
                     ("ADMIN_TOKEN", self.admin_token.clone()),
+                    ("JWT_SECRET_KEY", self.admin_token.clone()),
+                    ("ADMIN_PASSWORD", self.admin_token.clone()),
                 ]);
                 command.envs(self.clock(part));
                 command

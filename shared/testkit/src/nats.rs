@@ -54,6 +54,22 @@ impl Nats {
         Ok(nats)
     }
 
+    /// Every byte of the store, as it lies on disk.
+    pub fn stored(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![];
+        let mut directories = vec![self.directory.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory).context("reading the store of nats-server")? {
+                let path = entry.context("reading the store of nats-server")?.path();
+                match path.is_dir() {
+                    true => directories.push(path),
+                    false => bytes.extend(std::fs::read(path).context("reading the store of nats-server")?),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Where clients connect, credentials included.
     pub fn url(&self) -> &str {
         &self.url

@@ -148,6 +148,16 @@ impl Database {
     pub fn url(&self) -> &str {
         &self.url
     }
+
+    /// Every row of a table, as text.
+    pub async fn dump(&self, table: &str) -> Result<String> {
+        let mut connection = PgConnection::connect(&self.url).await.context("connecting to the test database")?;
+        let read = format!("select coalesce(string_agg(t::text, E'\\n'), '') from {table} t");
+        let text =
+            sqlx::query_scalar(AssertSqlSafe(read)).fetch_one(&mut connection).await.context("dumping a table")?;
+        connection.close().await.context("closing the connection to the test database")?;
+        Ok(text)
+    }
 }
 
 async fn execute(url: &str, statement: String) -> Result<()> {

@@ -26,8 +26,19 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// What would lead a `sluice` elsewhere than to this installation.
-const FOREIGN: [&str; 8] =
-    ["DATABASE_URL", "NATS_URL", "API_URL", "API_TOKEN", "ADMIN_TOKEN", "NODE", "SUPERVISED", "DOCKER_HOST"];
+const FOREIGN: [&str; 11] = [
+    "DATABASE_URL",
+    "NATS_URL",
+    "API_URL",
+    "API_TOKEN",
+    "ADMIN_TOKEN",
+    "ADMIN_PASSWORD",
+    "JWT_SECRET_KEY",
+    "PUBLIC_URL",
+    "NODE",
+    "SUPERVISED",
+    "DOCKER_HOST",
+];
 
 /// A data directory and ports of its own, with or without a `sluice up` that runs on them. Dropping it ends
 /// everything that it started, the edge too, which outlives its supervisor by design.

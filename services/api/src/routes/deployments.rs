@@ -17,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Accepted, AtLeast, DeploymentPath, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
 use crate::{
     Api,
+    auth::Principal,
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -262,6 +263,7 @@ pub(crate) async fn of_stage(
 ) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
     let filter = Filter {
+        within: None,
         project: Some(path.project.to_string()),
         stage: Some(path.stage.to_string()),
         status: None,
@@ -279,10 +281,19 @@ pub(crate) async fn of_stage(
     params(ListQuery),
     responses((status = 200, body = Page))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
+pub(crate) async fn list(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
-    let filter =
-        Filter { project: query.project, stage: query.stage, status: query.outcome.map(ended), before: query.before };
+    let filter = Filter {
+        within: caller.within(),
+        project: query.project,
+        stage: query.stage,
+        status: query.outcome.map(ended),
+        before: query.before,
+    };
     Ok(Json(deployments::list(&api.pool, &filter, page_size(query.limit)?).await?))
 }
 

@@ -10,14 +10,21 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
-use futures::{Stream, StreamExt, future, stream};
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use http::HeaderMap;
 use readmodel::events::{self, Filter, Page};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::page_size;
-use crate::{Api, extract::Query, live::Frame, pattern::Pattern, problem::Error};
+use crate::{
+    Api,
+    auth::{Principal, watched},
+    extract::Query,
+    live::Frame,
+    pattern::Pattern,
+    problem::Error,
+};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -64,12 +71,17 @@ pub(crate) struct StreamQuery {
     params(ListQuery),
     responses((status = 200, body = Page))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
+pub(crate) async fn list(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page>, Error> {
     if let Some(subject) = &query.subject {
         pattern(subject)?;
     }
     api.visible(query.at_least).await?;
     let filter = Filter {
+        within: caller.within(),
         subject: query.subject,
         project: query.project,
         stage: query.stage,
@@ -98,13 +110,16 @@ pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
 )]
 pub(crate) async fn stream(
     State(api): State<Api>,
+    caller: Principal,
     Query(query): Query<StreamQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let pattern = pattern(query.subject.as_deref().unwrap_or(">"))?;
     let after = last_event_id(&headers)?.or(query.after);
     let frames = api.live.listen(&api.log, pattern, after).await?;
-    Ok(sse(&api, frames.map(|frame| frame.map(|frame| event(&frame)))))
+    let listener = caller.clone();
+    let frames = frames.try_filter(move |frame| future::ready(listener.sees(frame.project.as_deref())));
+    sse(&api, caller, frames.map(|frame| frame.map(|frame| event(&frame)))).await
 }
 
 fn event(frame: &Frame) -> Event {
@@ -125,18 +140,19 @@ pub(super) fn last_event_id<Id: FromStr>(headers: &HeaderMap) -> Result<Option<I
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A stream that ends with the API; whoever listened connects again.
-pub(super) fn sse<S>(api: &Api, events: S) -> Response
+/// A stream that ends with the API, and with what the listener was let in by; whoever listened connects again.
+pub(super) async fn sse<S>(api: &Api, caller: Principal, events: S) -> Result<Response, Error>
 where
     S: Stream<Item = Result<Event, Error>> + Send + 'static,
 {
+    let events = watched(&api.auth, &api.live, caller, events).await?;
     // Something to read at once tells the client that it is connected.
     let opening = stream::once(future::ready(Event::default().retry(RETRY).comment("sluice")));
     let events = opening
         .chain(events.take_while(|event| future::ready(proceed(event))).filter_map(|event| future::ready(event.ok())))
         .take_until(api.shutdown.clone().cancelled_owned())
         .map(Ok::<_, Infallible>);
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
 /// The answer has begun, so all that can be said of an error is that the stream ends.

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     Api,
+    auth::Principal,
     extract::{Path, Query},
     problem::Error,
 };
@@ -93,6 +94,7 @@ impl From<LogEntry> for Line {
 )]
 pub(crate) async fn read(
     State(api): State<Api>,
+    caller: Principal,
     Path(path): Path<StagePath>,
     Query(query): Query<LogQuery>,
     headers: HeaderMap,
@@ -113,7 +115,7 @@ pub(crate) async fn read(
         return Ok(Json(entries.map_ok(Line::from).try_collect::<Vec<_>>().await?).into_response());
     }
     let unseen = entries.try_filter(move |entry| future::ready(seen.is_none_or(|seen| Place::of(entry) > seen)));
-    Ok(sse(&api, unseen.map(|entry| event(entry?))))
+    Box::pin(sse(&api, caller, unseen.map(|entry| event(entry?)))).await
 }
 
 /// Where a line stands: the position of the message it came in, and its place in that. Both are in its

@@ -1,5 +1,6 @@
 //! Every address of the API. One file per resource: its types, its description, its handlers.
 
+mod auth;
 mod configuration;
 mod deployments;
 mod drift;
@@ -14,8 +15,10 @@ mod promotions;
 mod proxies;
 mod registries;
 mod secrets;
+mod sessions;
 mod stages;
 mod tokens;
+mod users;
 
 use axum::{
     Json,
@@ -35,7 +38,7 @@ pub(crate) use openapi::document;
 
 use crate::{
     auth::{
-        Access::{Needs, Public, Signed},
+        Access::{Filtered, InProject, Needs, Public, Signed},
         Routes,
     },
     problem::Error,
@@ -45,43 +48,43 @@ use crate::{
 pub(crate) fn all() -> Routes {
     Routes::new()
         .add(Public, routes!(health::health))
-        .add(Needs(Viewer), routes!(openapi::openapi))
+        .add(Filtered(Viewer), routes!(openapi::openapi))
         .add(Needs(Viewer), routes!(configuration::export))
         .add(Needs(Admin), routes!(configuration::plan))
         .add(Needs(Admin), routes!(configuration::apply))
-        .add(Needs(Viewer), routes!(projects::list))
-        .add(Needs(Viewer), routes!(projects::get))
-        .add(Needs(Admin), routes!(projects::apply))
-        .add(Needs(Admin), routes!(projects::archive))
-        .add(Needs(Viewer), routes!(stages::overview))
-        .add(Needs(Viewer), routes!(stages::list))
-        .add(Needs(Viewer), routes!(stages::get))
-        .add(Needs(Viewer), routes!(drift::get))
-        .add(Needs(Admin), routes!(stages::apply))
-        .add(Needs(Admin), routes!(stages::archive))
-        .add(Needs(Viewer), routes!(stages::policy))
-        .add(Needs(Operator), routes!(deployments::request))
-        .add(Needs(Viewer), routes!(deployments::of_stage))
-        .add(Needs(Viewer), routes!(deployments::list))
-        .add(Needs(Viewer), routes!(deployments::get))
-        .add(Needs(Operator), routes!(deployments::cancel))
-        .add(Needs(Admin), routes!(deployments::hotfix))
-        .add(Needs(Operator), routes!(deployments::roll_back))
-        .add(Needs(Operator), routes!(deployments::redeploy))
-        .add(Needs(Viewer), routes!(promotions::preview))
-        .add(Needs(Operator), routes!(promotions::request))
-        .add(Needs(Viewer), routes!(promotions::list))
-        .add(Needs(Viewer), routes!(promotions::get))
-        .add(Needs(Operator), routes!(promotions::approve))
-        .add(Needs(Operator), routes!(promotions::withdraw))
-        .add(Needs(Viewer), routes!(promotions::verify))
-        .add(Needs(Viewer), routes!(logs::read))
-        .add(Needs(Operator), routes!(locks::lock))
-        .add(Needs(Operator), routes!(locks::unlock))
-        .add(Needs(Operator), routes!(locks::hold))
-        .add(Needs(Operator), routes!(locks::lift_hold))
-        .add(Needs(Viewer), routes!(events::list))
-        .add(Needs(Viewer), routes!(events::stream))
+        .add(Filtered(Viewer), routes!(projects::list))
+        .add(InProject(Viewer), routes!(projects::get))
+        .add(InProject(Admin), routes!(projects::apply))
+        .add(InProject(Admin), routes!(projects::archive))
+        .add(Filtered(Viewer), routes!(stages::overview))
+        .add(InProject(Viewer), routes!(stages::list))
+        .add(InProject(Viewer), routes!(stages::get))
+        .add(InProject(Viewer), routes!(drift::get))
+        .add(InProject(Admin), routes!(stages::apply))
+        .add(InProject(Admin), routes!(stages::archive))
+        .add(InProject(Viewer), routes!(stages::policy))
+        .add(InProject(Operator), routes!(deployments::request))
+        .add(InProject(Viewer), routes!(deployments::of_stage))
+        .add(Filtered(Viewer), routes!(deployments::list))
+        .add(InProject(Viewer), routes!(deployments::get))
+        .add(InProject(Operator), routes!(deployments::cancel))
+        .add(InProject(Admin), routes!(deployments::hotfix))
+        .add(InProject(Operator), routes!(deployments::roll_back))
+        .add(InProject(Operator), routes!(deployments::redeploy))
+        .add(InProject(Viewer), routes!(promotions::preview))
+        .add(InProject(Operator), routes!(promotions::request))
+        .add(Filtered(Viewer), routes!(promotions::list))
+        .add(InProject(Viewer), routes!(promotions::get))
+        .add(InProject(Operator), routes!(promotions::approve))
+        .add(InProject(Operator), routes!(promotions::withdraw))
+        .add(InProject(Viewer), routes!(promotions::verify))
+        .add(InProject(Viewer), routes!(logs::read))
+        .add(InProject(Operator), routes!(locks::lock))
+        .add(InProject(Operator), routes!(locks::unlock))
+        .add(InProject(Operator), routes!(locks::hold))
+        .add(InProject(Operator), routes!(locks::lift_hold))
+        .add(Filtered(Viewer), routes!(events::list))
+        .add(Filtered(Viewer), routes!(events::stream))
         .add(Needs(Viewer), routes!(registries::list))
         .add(Needs(Admin), routes!(registries::configure))
         .add(Needs(Admin), routes!(registries::remove))
@@ -98,11 +101,28 @@ pub(crate) fn all() -> Routes {
         .add(Needs(Admin), routes!(proxies::remove))
         .add(Needs(Operator), routes!(proxies::drift))
         .add(Needs(Admin), routes!(proxies::repair))
-        .add(Needs(Admin), routes!(secrets::set))
-        .add(Needs(Admin), routes!(secrets::remove))
-        .add(Needs(Admin), routes!(tokens::list))
-        .add(Needs(Admin), routes!(tokens::create))
-        .add(Needs(Admin), routes!(tokens::revoke))
+        .add(InProject(Admin), routes!(secrets::set))
+        .add(InProject(Admin), routes!(secrets::remove))
+        .add(Filtered(Viewer), routes!(tokens::list))
+        .add(Filtered(Viewer), routes!(tokens::create))
+        .add(Filtered(Viewer), routes!(tokens::revoke))
+        .add(Public, routes!(auth::login))
+        .add(Public, routes!(auth::set_up))
+        .add(Public, routes!(auth::token))
+        .add(Filtered(Viewer), routes!(auth::logout))
+        .add(Filtered(Viewer), routes!(auth::me))
+        .add(Filtered(Viewer), routes!(auth::password))
+        .add(Filtered(Viewer), routes!(users::people))
+        .add(Needs(Admin), routes!(users::list))
+        .add(Needs(Admin), routes!(users::create))
+        .add(Needs(Admin), routes!(users::get))
+        .add(Needs(Admin), routes!(users::grant))
+        .add(Needs(Admin), routes!(users::disable))
+        .add(Needs(Admin), routes!(users::enable))
+        .add(Needs(Admin), routes!(users::erase))
+        .add(Needs(Admin), routes!(users::set_up))
+        .add(Filtered(Viewer), routes!(sessions::list))
+        .add(Filtered(Viewer), routes!(sessions::end))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -17,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, ProjectPath, Taken};
 use crate::{
     Api,
+    auth::Principal,
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -69,10 +70,13 @@ pub(crate) struct ListQuery {
 )]
 pub(crate) async fn list(
     State(api): State<Api>,
+    caller: Principal,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Vec<readmodel::projects::Project>>, Error> {
     api.visible(query.at_least).await?;
-    Ok(Json(readmodel::projects::list(&api.pool, query.archived).await?))
+    let mut projects = readmodel::projects::list(&api.pool, query.archived).await?;
+    projects.retain(|project| caller.sees(Some(&project.slug)));
+    Ok(Json(projects))
 }
 
 /// A project with its stages' settings.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, StagePath, Taken, page_size};
 use crate::{
     Api,
+    auth::Principal,
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -178,10 +179,14 @@ pub(crate) async fn request(
     params(ListQuery),
     responses((status = 200, body = Page))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Page>, Error> {
+pub(crate) async fn list(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page>, Error> {
     api.visible(query.at_least).await?;
     let ListQuery { project, stage, waiting, before, limit, .. } = query;
-    let filter = Filter { project, stage, waiting, before };
+    let filter = Filter { within: caller.within(), project, stage, waiting, before };
     Ok(Json(promotions::list(&api.pool, &filter, page_size(limit)?).await?))
 }
 
@@ -219,7 +224,7 @@ pub(crate) async fn approve(
     asked: Asked<Nothing>,
 ) -> Result<Taken<Asking>, Error> {
     let taker = taker(&find(&api, path.id).await?)?;
-    let (by, role) = (asked.context.actor.clone(), asked.role);
+    let (by, role) = (asked.context.actor.clone(), asked.caller.grant.role);
     look(&api, &taker, path.id, &asked.context, |attempt| Command::Approve {
         by: by.clone(),
         role,

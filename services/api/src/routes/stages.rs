@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     Api,
+    auth::Principal,
     extract::{Asked, Nothing, Path, Query},
     problem::Error,
 };
@@ -31,9 +32,15 @@ use crate::{
     params(AtLeast),
     responses((status = 200, body = [Stage]))
 )]
-pub(crate) async fn overview(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Stage>>, Error> {
+pub(crate) async fn overview(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Vec<Stage>>, Error> {
     api.visible(query.at_least).await?;
-    Ok(Json(stages::list(&api.pool, None).await?))
+    let mut all = stages::list(&api.pool, None).await?;
+    all.retain(|stage| caller.sees(Some(&stage.project)));
+    Ok(Json(all))
 }
 
 /// The stages of a project.

@@ -1,9 +1,13 @@
 //! API tokens: made, shown once, listed, revoked.
 
+use std::collections::BTreeSet;
+
 use axum::{Json, extract::State};
+use chrono::{DateTime, TimeDelta, Utc};
 use domain::{
-    Key, Role, Slug, TokenId,
-    token::{Command, Holder},
+    Context, Grant, Key, Role, Slug, TokenId,
+    token::{self, Command, Holder, Owner},
+    user::{self, User},
 };
 use readmodel::tokens::{self, Token};
 use serde::{Deserialize, Serialize};
@@ -12,12 +16,17 @@ use uuid::Uuid;
 
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, Taken};
 use crate::{
-    Api, auth,
+    Api,
+    auth::{self, Principal},
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
     sealed,
 };
+
+/// How long a personal token is good where nothing is said.
+const PERSONAL: TimeDelta = TimeDelta::days(90);
+const LONGEST: TimeDelta = TimeDelta::days(366);
 
 /// Who is to hold a new token.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -27,6 +36,15 @@ pub(crate) struct TokenBody {
     #[schema(value_type = String, example = "ci")]
     name: Slug,
     role: Role,
+    /// The projects that the role is good for; left out, it is good for the whole installation.
+    #[schema(value_type = Option<Vec<String>>)]
+    projects: Option<BTreeSet<Slug>>,
+    /// One's own: it acts in one's own name, is never good for more than one is oneself, and ends with a new password.
+    /// A machine's, which only administrators make, stands for itself.
+    #[serde(default)]
+    personal: bool,
+    /// At most a year from now; left out, a personal token is good for 90 days and a machine's until it is revoked.
+    expires_at: Option<DateTime<Utc>>,
 }
 
 /// A token was made.
@@ -37,6 +55,7 @@ pub(crate) struct Created {
     id: Uuid,
     /// Shown this once, and not to a repetition of the same request.
     token: Option<String>,
+    expires_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -47,7 +66,7 @@ pub(crate) struct TokenPath {
     id: TokenId,
 }
 
-/// The tokens that are good for something.
+/// The tokens that were not revoked: an administrator sees all of them, everybody else their own.
 #[utoipa::path(
     get,
     path = "/tokens",
@@ -56,9 +75,18 @@ pub(crate) struct TokenPath {
     params(AtLeast),
     responses((status = 200, body = [Token]))
 )]
-pub(crate) async fn list(State(api): State<Api>, Query(query): Query<AtLeast>) -> Result<Json<Vec<Token>>, Error> {
+pub(crate) async fn list(
+    State(api): State<Api>,
+    caller: Principal,
+    Query(query): Query<AtLeast>,
+) -> Result<Json<Vec<Token>>, Error> {
     api.visible(query.at_least).await?;
-    Ok(Json(tokens::list(&api.pool).await?))
+    let owner = match caller.user() {
+        _ if caller.grant.administers() => None,
+        Some(user) => Some(user.0),
+        None => return Ok(Json(vec![])),
+    };
+    Ok(Json(tokens::list(&api.pool, owner).await?))
 }
 
 /// Make a token for a program, or for a person at a command line.
@@ -76,18 +104,51 @@ pub(crate) async fn create(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<TokenBody>,
 ) -> Result<Taken<Created>, Error> {
-    let TokenBody { name, role } = asked.body;
+    let TokenBody { name, role, projects, personal, expires_at } = asked.body;
+    let grant = Grant { role, projects };
     let id = TokenId(idempotency::id(&asked.context, "token"));
-    let token = auth::new_token(id);
-    let secret = format!("token/{id}/{}", runtime::clock::new_id());
-    let command = |version| Command::Create(Holder { name, role, secret: secret.clone(), version });
-    let (key, digest) = (Key::token(id), auth::digest(&token));
-    let committed = sealed::keep(&api.log, &secret, digest, &key, command, &asked.context).await?;
-    let token = (!committed.events.is_empty()).then_some(token);
-    Ok(Taken(Created { sequence: committed.sequence, id: id.0, token }))
+    Ok(Taken(make(&api, &asked.caller, id, (name, grant, personal, expires_at), &asked.context).await?))
 }
 
-/// Make a token useless, from the next request on.
+/// Makes what the caller asks for, as far as they may: a name, what it is good for, whether it is their own, and its end.
+pub(super) async fn make(
+    api: &Api,
+    caller: &Principal,
+    id: TokenId,
+    (name, grant, personal, expires_at): (Slug, Grant, bool, Option<DateTime<Utc>>),
+    context: &Context,
+) -> Result<Created, Error> {
+    if !grant.within(&caller.grant) || !(personal || caller.grant.administers()) {
+        return Err(Error::AboveGrant(caller.grant.clone()));
+    }
+    let owner = match caller.user().filter(|_| personal) {
+        None if personal => return Err(Error::NotSignedIn),
+        None => None,
+        Some(user) => {
+            let found = api.log.fold(&Key::<User>::user(user)).await?;
+            Some(Owner { user, epoch: found.state.enabled().ok_or(user::Rejection::Disabled)?.epoch })
+        }
+    };
+    let end = expires_at.or_else(|| owner.map(|_| context.time + PERSONAL));
+    if expires_at.is_some_and(|end| end <= context.time || end > context.time + LONGEST) {
+        return Err(Error::invalid("expires_at", "must lie ahead, within a year"));
+    }
+    // What a token makes does not outlive it.
+    let end = match caller.who {
+        auth::Who::Token { .. } => end.into_iter().chain(caller.until).min(),
+        auth::Who::Session { .. } | auth::Who::Bootstrap => end,
+    };
+    let token = auth::new_token(id);
+    let secret = format!("token/{id}/{}", runtime::clock::new_id());
+    let holder = |version| Holder { name, grant, owner, secret: secret.clone(), version, expires_at: end };
+    let (key, digest) = (Key::token(id), auth::digest(&token));
+    let committed =
+        sealed::keep(&api.log, &secret, digest, &key, |version| Command::Create(holder(version)), context).await?;
+    let token = (!committed.events.is_empty()).then_some(token);
+    Ok(Created { sequence: committed.sequence, id: id.0, token, expires_at: end })
+}
+
+/// Make a token useless, from the next request on: one's own, or as an administrator any.
 #[utoipa::path(
     delete,
     path = "/tokens/{id}",
@@ -102,10 +163,10 @@ pub(crate) async fn revoke(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Nothing>,
 ) -> Result<Taken<Accepted>, Error> {
-    let key = Key::token(path.id);
-    let committed = api.log.execute(&key, Command::Revoke, &asked.context).await?;
-    if let Some(holder) = api.log.load(&key).await?.state.holder {
-        api.log.vault().delete(&holder.secret).await?;
+    let found = api.log.fold(&Key::<token::Token>::token(path.id)).await?;
+    let owner = found.state.holder.as_ref().and_then(|holder| holder.owner).map(|owner| owner.user);
+    if !asked.caller.grant.administers() && (owner.is_none() || owner != asked.caller.user()) {
+        return Err(token::Rejection::Unknown.into());
     }
-    Ok(Taken(Accepted { sequence: committed.sequence }))
+    Ok(Taken(Accepted { sequence: api.auth.revoke(path.id, &asked.context).await? }))
 }

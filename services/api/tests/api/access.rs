@@ -38,7 +38,8 @@ async fn nothing_but_health_answers_without_the_token() {
     let operations = operations();
     assert!(operations.len() > 20, "{operations:?}");
     let public: Vec<_> = operations.iter().filter(|(_, _, public)| *public).map(|(_, path, _)| path.as_str()).collect();
-    assert_eq!(public, ["/api/v1/health", SIGNED]);
+    let signing_in = ["/api/v1/auth/login", "/api/v1/auth/setup", "/api/v1/auth/token"];
+    assert_eq!(public, [&signing_in[..], &["/api/v1/health", SIGNED]].concat());
     for (method, path, public) in operations {
         let url = format!("{}{path}", app.base);
         let plain = || app.http.request(method.clone(), &url);
@@ -47,6 +48,11 @@ async fn nothing_but_health_answers_without_the_token() {
             for unproven in [plain(), plain().bearer_auth(crate::app::TOKEN)] {
                 Answer::of(unproven).await.problem(401, "bad_signature");
             }
+            continue;
+        }
+        if signing_in.contains(&path.as_str()) {
+            // Whoever says nothing is told what to say.
+            Answer::of(plain()).await.problem(422, "invalid");
             continue;
         }
         if public {

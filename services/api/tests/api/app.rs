@@ -38,6 +38,23 @@ pub(crate) struct App {
     pub(crate) database: testkit::Database,
     pool: readmodel::PgPool,
     directory: tempfile::TempDir,
+    pub(crate) identity: api::Identity,
+}
+
+/// Of the first administrator.
+pub(crate) const PASSWORD: &str = "the administrator's password";
+
+/// Events by which the first administrator comes to be.
+pub(crate) const FOUNDED: u64 = 4;
+
+/// Settings that let a test try as often as it likes.
+pub(crate) fn identity() -> api::Identity {
+    api::Identity {
+        admin_password: Some(PASSWORD.into()),
+        login_max_failures: 1000,
+        rate_limit_requests: 1_000_000,
+        ..api::Identity::new("a key of at least 32 characters, 0123456789")
+    }
 }
 
 /// Parts that a test may leave out, to see what happens without them.
@@ -54,6 +71,10 @@ impl App {
     }
 
     pub(crate) async fn start_without(without: Without) -> Self {
+        Self::start_with(without, identity()).await
+    }
+
+    pub(crate) async fn start_with(without: Without, identity: api::Identity) -> Self {
         let nats = testkit::Nats::start().await.expect("NATS starts");
         let database = testkit::Postgres::database().await.expect("a database");
         let directory = tempfile::tempdir().expect("a directory");
@@ -72,6 +93,7 @@ impl App {
             database,
             pool,
             directory,
+            identity,
         };
         if without != Without::Projector {
             app.start_projector().await;
@@ -118,13 +140,24 @@ impl App {
         watchers.put("00000000-0000-0000-0000-000000000001", "").await.expect("written");
     }
 
+    /// Another API on the same log; gives where it is.
+    pub(crate) async fn another_api(&mut self) -> String {
+        let port = testkit::free_port();
+        self.start_api(port).await;
+        format!("http://127.0.0.1:{port}")
+    }
+
     async fn start_api(&mut self, port: u16) {
-        let config =
-            api::Config { listen: ([127, 0, 0, 1], port).into(), admin_token: TOKEN.into(), node: NODE.into() };
+        let config = api::Config {
+            listen: ([127, 0, 0, 1], port).into(),
+            admin_token: TOKEN.into(),
+            node: NODE.into(),
+            identity: self.identity.clone(),
+        };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());
         self.tasks.spawn(async move { api::run(config, log, pool, stop).await.expect("the API ends in order") });
-        let health = format!("{}/api/v1/health", self.base);
+        let health = format!("http://127.0.0.1:{port}/api/v1/health");
         eventually("the API answers", async || self.http.get(&health).send().await.is_ok()).await;
     }
 
@@ -216,6 +249,16 @@ impl App {
         stage.active.filter(|active| active.deployment == deployment).and_then(|active| stage::next_step(&active))
     }
 
+    /// All that the database holds, as text.
+    pub(crate) async fn rows(&self) -> String {
+        let tables = readmodel::models(None).expect("all").iter().map(|model| model.name);
+        let mut text = String::new();
+        for table in tables {
+            text += &self.database.dump(table).await.expect("dumped");
+        }
+        text
+    }
+
     /// Subjects of all events behind `after`, as the log has them, in order.
     pub(crate) async fn subjects(&self, after: u64) -> Vec<String> {
         let last = self.log.last_sequence().await.expect("an end");
@@ -224,7 +267,7 @@ impl App {
     }
 }
 
-async fn connect(nats: &testkit::Nats, directory: &std::path::Path) -> EventLog {
+pub(crate) async fn connect(nats: &testkit::Nats, directory: &std::path::Path) -> EventLog {
     let key: PathBuf = directory.join("vault.key");
     eventlog::vault::create_key(&key).expect("a key");
     let config = eventlog::Config { url: nats.url().into(), name: "test".into(), master_key: Some(key) };
@@ -299,5 +342,34 @@ impl Answer {
         let problem = self.problem(status, code);
         let errors = problem["errors"].as_array().cloned().unwrap_or_default();
         errors.iter().map(|error| error["field"].as_str().expect("a field").to_owned()).collect()
+    }
+}
+
+/// What this process logs while the guard lives.
+pub(crate) fn capture_logs() -> (Logs, tracing::subscriber::DefaultGuard) {
+    let logs = Logs::default();
+    let writer = logs.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone());
+    (logs, tracing::subscriber::set_default(subscriber.finish()))
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("unpoisoned")).into_owned()
+    }
+}
+
+impl std::io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("unpoisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -202,7 +202,7 @@ async fn what_is_wrong_is_told_by_field_and_nothing_is_changed() {
     ] {
         assert_eq!(app.put("/configuration", body).await.fields(422, "invalid"), [field]);
     }
-    assert_eq!(app.log.last_sequence().await.expect("an end"), 0);
+    assert_eq!(app.log.last_sequence().await.expect("an end"), crate::app::FOUNDED);
 
     app.stop().await;
 }
@@ -314,7 +314,7 @@ async fn what_was_interrupted_is_completed_by_applying_again_and_nothing_is_doub
     .await;
     let last = app.log.last_sequence().await.expect("an end");
     let made = |subjects: &[String]| subjects.iter().filter(|subject| subject.ends_with(".created")).count();
-    let begun = made(&app.subjects(0).await);
+    let begun = made(&app.subjects(crate::app::FOUNDED).await);
     assert!((1..PROJECTS).contains(&begun), "{begun} projects were made: it was not interrupted");
     // Each that was begun is whole.
     let half: Value = serde_json::from_str(&export(&app, last).await).expect("JSON");
@@ -324,7 +324,7 @@ async fn what_was_interrupted_is_completed_by_applying_again_and_nothing_is_doub
 
     let answer = crate::app::Answer::of(request()).await;
     let sequence = answer.accepted();
-    let subjects = app.subjects(0).await;
+    let subjects = app.subjects(crate::app::FOUNDED).await;
     assert_eq!(made(&subjects), PROJECTS);
     assert_eq!(subjects.len(), PROJECTS * (1 + 4 + 4), "a project, its stages and their routes, once each");
     let whole: Value = serde_json::from_str(&export(&app, sequence).await).expect("JSON");

@@ -106,7 +106,12 @@ async fn output_is_read_and_followed() {
 }
 
 fn config(listen: &str, admin_token: &str) -> api::Config {
-    api::Config { listen: listen.parse().expect("an address"), admin_token: admin_token.into(), node: NODE.into() }
+    api::Config {
+        listen: listen.parse().expect("an address"),
+        admin_token: admin_token.into(),
+        node: NODE.into(),
+        identity: crate::app::identity(),
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ Exit codes:
 
 Environment:
   API_URL    where Sluice answers; by default what `sluice up` wrote down, else http://127.0.0.1:7070
-  API_TOKEN  how to sign in; by default the administrator's token in DATA_DIR
+  API_TOKEN  how to sign in; by default as whoever did `sluice login`, else the administrator's token in DATA_DIR
   DATA_DIR   where `sluice up` keeps its state";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,10 +21,13 @@ mod registry;
 mod rollout;
 mod schema;
 mod secret;
+mod session;
+mod sign_in;
 mod stage;
 mod status;
 mod token;
 mod ui;
+mod user;
 
 use std::process::ExitCode;
 
@@ -107,6 +110,18 @@ pub(crate) enum Command {
     /// Secrets that stages run with
     #[command(subcommand)]
     Secret(secret::Command),
+    /// Sign in by name and password; what is kept is a token, which the commands that follow use
+    Login(sign_in::Login),
+    /// Sign out: the kept token ends
+    Logout,
+    /// Who is signed in here, and what they may do
+    Whoami,
+    /// People: let in, granted a role, disabled, erased
+    #[command(subcommand)]
+    User(user::Command),
+    /// Who is signed in with a browser
+    #[command(subcommand)]
+    Session(session::Command),
     /// Tokens that people and programs sign in with
     #[command(subcommand)]
     Token(token::Command),
@@ -200,6 +215,11 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Proxy(command) => proxy::run(command, &client, ui).await,
         Command::Secret(command) => secret::run(command, &client, ui).await,
         Command::Token(command) => token::run(command, &client, ui).await,
+        Command::Login(args) => sign_in::login(args, &client, ui).await,
+        Command::Logout => sign_in::logout(&client, ui).await,
+        Command::Whoami => sign_in::whoami(&client, ui).await,
+        Command::User(command) => user::run(command, &client, ui).await,
+        Command::Session(command) => session::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,
         Command::Completions { .. } | Command::Schema { .. } => Ok(Code::Ok),
     }

@@ -1,7 +1,8 @@
 //! `sluice token ...`.
 
+use chrono::TimeDelta;
 use clap::{Args, Subcommand, ValueEnum};
-use domain::{Slug, TokenId};
+use domain::{Grant, Slug, TokenId};
 use reqwest::Method;
 use serde_json::json;
 
@@ -28,8 +29,45 @@ pub(crate) enum Command {
 pub(crate) struct Create {
     /// Who holds it: the actor of everything that is done with it
     name: Slug,
+    #[command(flatten)]
+    grant: GrantArgs,
+    /// How long it is good, such as 90d or 12h
+    #[arg(long, value_parser = ahead)]
+    expires: Option<TimeDelta>,
+    /// Your own: it acts in your name, and ends when you are disabled or change your password
+    #[arg(long)]
+    personal: bool,
+}
+
+/// What somebody may do.
+#[derive(Args)]
+pub(crate) struct GrantArgs {
     #[arg(long)]
     role: Role,
+    /// Only on this project; may be given again
+    #[arg(long = "project", value_name = "PROJECT")]
+    projects: Vec<Slug>,
+}
+
+impl From<GrantArgs> for Grant {
+    fn from(GrantArgs { role, projects }: GrantArgs) -> Self {
+        let projects = (!projects.is_empty()).then(|| projects.into_iter().collect());
+        Self { role: role.into(), projects }
+    }
+}
+
+/// A time from now on: days, hours or minutes.
+fn ahead(text: &str) -> Result<TimeDelta, String> {
+    let bad = || format!("`{text}` is not a time: write a whole number and a unit, such as 90d, 12h or 30m");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(bad)?;
+    let number: i64 = number.parse().map_err(|_| bad())?;
+    let span = match unit {
+        "d" => TimeDelta::try_days(number),
+        "h" => TimeDelta::try_hours(number),
+        "m" => TimeDelta::try_minutes(number),
+        _ => None,
+    };
+    span.filter(|span| *span > TimeDelta::zero()).ok_or_else(bad)
 }
 
 /// Each includes the ones before it.
@@ -52,8 +90,12 @@ impl From<Role> for domain::Role {
 
 pub(super) async fn run(command: Command, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     match command {
-        Command::Create(Create { name, role }) => {
-            let body = json!({ "name": name, "role": domain::Role::from(role) });
+        Command::Create(Create { name, grant, expires, personal }) => {
+            let Grant { role, projects } = grant.into();
+            let expires_at = expires.map(|expires| runtime::clock::now() + expires);
+            let body = json!({
+                "name": name, "role": role, "projects": projects, "personal": personal, "expires_at": expires_at,
+            });
             let answer = client.change(Method::POST, "/tokens", Parts::body(body), "/tokens").await?;
             let Some(token) = answer["token"].as_str() else {
                 return Err(Failure::new(
@@ -86,9 +128,26 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         ui.note("no tokens yet: `sluice token create NAME --role operator` makes one");
         return Ok(());
     }
-    let rows = tokens
-        .into_iter()
-        .map(|t| [t.name, t.role.to_string(), ui::date(t.created_at), t.created_by, t.id.to_string()]);
-    ui.table(["NAME", "ROLE", "CREATED", "BY", "TOKEN-ID"], rows.collect())?;
+    let rows = tokens.into_iter().map(|t| {
+        let grant = Grant { role: t.role, projects: t.projects }.to_string();
+        let owner = t.owner.map_or_else(|| "-".to_owned(), |owner| owner.to_string());
+        let end = t.expires_at.map_or_else(|| "never".to_owned(), ui::date);
+        [t.name, grant, owner, end, ui::date(t.created_at), t.created_by, t.id.to_string()]
+    });
+    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "CREATED", "BY", "TOKEN-ID"], rows.collect())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_ahead_is_a_number_and_a_unit() {
+        assert_eq!(ahead("90d"), Ok(TimeDelta::days(90)));
+        assert_eq!(ahead("12h"), Ok(TimeDelta::hours(12)));
+        for bad in ["", "d", "90", "0d", "-1d", "1w", "9999999999999999d", "ä"] {
+            assert!(ahead(bad).is_err(), "{bad:?} passed");
+        }
+    }
 }

@@ -36,7 +36,15 @@ struct Written {
 
 pub(super) fn find() -> Result<Connection, Error> {
     let dir = env::data_dir().map_err(|error| Error::Address { name: "DATA_DIR", problem: format!("{error:#}") })?;
-    resolve(env::optional("API_URL"), env::optional("API_TOKEN"), &dir)
+    let found = resolve(env::optional("API_URL"), env::optional("API_TOKEN"), &dir)?;
+    if env::optional("API_TOKEN").is_some() {
+        return Ok(found);
+    }
+    // Who signed in by name acts in that name.
+    match super::credentials::find(&found.api)? {
+        Some(token) => Ok(Connection { token: Ok(token), ..found }),
+        None => Ok(found),
+    }
 }
 
 fn resolve(url: Option<String>, token: Option<String>, dir: &Path) -> Result<Connection, Error> {
@@ -52,7 +60,7 @@ fn resolve(url: Option<String>, token: Option<String>, dir: &Path) -> Result<Con
         {
             Err(MissingToken {
                 problem: format!("API_URL leads to {api}, and API_TOKEN is not set"),
-                hint: "set API_TOKEN to a token of that installation",
+                hint: "`sluice login` signs in there; a program sets API_TOKEN",
             })
         }
         None => stored_token(&dir.join("admin-token")),

@@ -1,11 +1,11 @@
 //! Of the API's answers, the parts that are shown. Additions are ignored, so that an older command
 //! line reads a newer server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use domain::{
-    DeploymentId, PromotionId, Role, Slug, TokenId,
+    DeploymentId, Grant, PromotionId, Role, SessionId, Slug, TokenId, UserId,
     hook::HookSettings,
     image::Image,
     policy::TagPolicy,
@@ -318,8 +318,39 @@ pub(crate) struct Token {
     pub(crate) id: TokenId,
     pub(crate) name: String,
     pub(crate) role: Role,
+    pub(crate) projects: Option<BTreeSet<Slug>>,
+    pub(crate) owner: Option<UserId>,
+    pub(crate) expires_at: Option<DateTime<Utc>>,
     pub(crate) created_by: String,
     pub(crate) created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Me {
+    pub(crate) actor: String,
+    pub(crate) name: Option<String>,
+    pub(crate) grant: Grant,
+    pub(crate) until: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct User {
+    pub(crate) id: UserId,
+    /// None of whom was erased.
+    pub(crate) name: Option<String>,
+    pub(crate) display_name: Option<String>,
+    pub(crate) grant: Grant,
+    pub(crate) standing: String,
+    pub(crate) signed_in_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) user_id: UserId,
+    pub(crate) method: String,
+    pub(crate) opened_at: DateTime<Utc>,
+    pub(crate) expires_at: DateTime<Utc>,
 }
 
 /// An event, from the index or from the stream.

@@ -25,6 +25,12 @@ pub(super) struct Generated {
     pub(super) postgres_port: u16,
     pub(super) postgres_password: String,
     pub(super) admin_token: String,
+    /// Empty in what was generated before there were sessions.
+    #[serde(default)]
+    pub(super) jwt_secret: String,
+    /// Of the first administrator; empty in what was generated before there were users.
+    #[serde(default)]
+    pub(super) admin_password: String,
 }
 
 /// Where the parts listen: read by the CLI on this machine, so the file is its owner's only.
@@ -64,12 +70,21 @@ impl DataDir {
         let path = self.path("generated.json");
         if path.exists() {
             let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            return serde_json::from_slice(&text).with_context(|| {
+            let mut found: Generated = serde_json::from_slice(&text).with_context(|| {
                 format!(
                     "{} is damaged: restore it from a backup; without it the databases cannot be opened",
                     path.display()
                 )
-            });
+            })?;
+            let missing: Vec<_> = [&mut found.jwt_secret, &mut found.admin_password]
+                .into_iter()
+                .filter(|value| value.is_empty())
+                .collect();
+            if !missing.is_empty() {
+                missing.into_iter().for_each(|value| *value = secret());
+                self.keep(&path, &found)?;
+            }
+            return Ok(found);
         }
         let generated = Generated {
             nats_port: free_port()?,
@@ -77,10 +92,16 @@ impl DataDir {
             postgres_port: free_port()?,
             postgres_password: secret(),
             admin_token: secret(),
+            jwt_secret: secret(),
+            admin_password: secret(),
         };
-        runtime::files::replace(&path, &serde_json::to_vec_pretty(&generated)?, 0o600)
-            .with_context(|| format!("writing {}", path.display()))?;
+        self.keep(&path, &generated)?;
         Ok(generated)
+    }
+
+    fn keep(&self, path: &Path, generated: &Generated) -> Result<()> {
+        runtime::files::replace(path, &serde_json::to_vec_pretty(generated)?, 0o600)
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Writes a file that only its owner may read.
@@ -121,9 +142,18 @@ mod tests {
     fn a_second_start_finds_what_the_first_generated_and_nobody_else_can_read_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let first = DataDir::open(dir.path().join("data")).expect("opens");
-        let token = first.generated().expect("generates").admin_token;
-        assert_eq!(token.len(), 64);
-        assert_eq!(first.generated().expect("reads").admin_token, token);
+        let generated = first.generated().expect("generates");
+        let secrets =
+            |found: &Generated| [found.admin_token.clone(), found.jwt_secret.clone(), found.admin_password.clone()];
+        assert!(secrets(&generated).iter().all(|secret| secret.len() == 64));
+        assert_eq!(secrets(&first.generated().expect("reads")), secrets(&generated));
+        // As an earlier version left it.
+        let mut old = serde_json::to_value(&generated).expect("JSON");
+        old.as_object_mut().expect("an object").retain(|name, _| name != "jwt_secret" && name != "admin_password");
+        first.write_private("generated.json", old.to_string().as_bytes()).expect("written");
+        let grown = first.generated().expect("reads");
+        assert_eq!((grown.admin_token.len(), grown.jwt_secret.len(), grown.admin_password.len()), (64, 64, 64));
+        assert_eq!(secrets(&first.generated().expect("reads")), secrets(&grown));
         let mode = fs::metadata(first.path("generated.json")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

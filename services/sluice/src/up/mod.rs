@@ -73,6 +73,7 @@ async fn start(
     };
     eventlog::vault::create_key(&data.path("vault.key")).context("creating the vault's master key")?;
     data.write_private("admin-token", generated.admin_token.as_bytes())?;
+    data.write_private("admin-password", generated.admin_password.as_bytes())?;
     let api = format!("http://{}", roles::api_listen()?);
     let edge = format!("http://{}", roles::edge_listen()?);
     let connection = Connection { api: &api, edge: &edge, nats_url: &nats_url, database_url: &database_url };
@@ -83,12 +84,18 @@ async fn start(
     let nats = ("NATS_URL", OsString::from(nats_url));
     let database = ("DATABASE_URL", OsString::from(database_url));
     let token = ("ADMIN_TOKEN", OsString::from(&generated.admin_token));
+    // What the environment sets is handed on as it is.
+    let or_generated = |name: &'static str, generated: &str| {
+        (name, runtime::env::optional(name).map_or_else(|| generated.into(), OsString::from))
+    };
+    let jwt = or_generated("JWT_SECRET_KEY", &generated.jwt_secret);
+    let password = or_generated("ADMIN_PASSWORD", &generated.admin_password);
     let roles: [(&'static str, Vec<(&'static str, OsString)>); 5] = [
         ("edge", vec![nats.clone()]),
         ("projector", vec![nats.clone(), database.clone()]),
         ("deployer", vec![nats.clone()]),
         ("watcher", vec![nats.clone()]),
-        ("api", vec![nats, database, token]),
+        ("api", vec![nats, database, token, jwt, password]),
     ];
     for (role, env) in roles {
         children.push(supervise(role_spec(role, &program, &env, data)?)?);
@@ -151,12 +158,14 @@ async fn healthy(api: &str, shutdown: &CancellationToken) -> Result<()> {
 
 fn announce(data: &DataDir, api: &str, edge: &str) -> Result<()> {
     let dir = data.root().display();
-    let token = data.path("admin-token");
+    let (token, password) = (data.path("admin-token"), data.path("admin-password"));
     let text = format!(
         "\nSluice is running. Ctrl-C stops it.\n\n  API      {api}\n  traffic  {edge}\n  data     {dir}\n  sign in  \
          on this machine the command line signs in by itself: sluice status\n           elsewhere: API_URL={api} \
-         API_TOKEN=$(cat {})\n\n",
-        token.display()
+         API_TOKEN=$(cat {})\n  people   the first administrator is `admin`; \
+         unless ADMIN_PASSWORD was set or they changed it,\n           the password is in {}\n\n",
+        token.display(),
+        password.display()
     );
     let mut out = std::io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to the terminal")

@@ -3,6 +3,7 @@
 //! tested elsewhere.
 
 mod server;
+mod sign_in;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -55,7 +55,16 @@ impl Picture {
                     self.open.extend(takers(&source.project, project, Some(&source.stage)));
                 }
             }
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => {}
+            Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_)
+            | Event::User(_)
+            | Event::Handle(_)
+            | Event::Administrators(_)
+            | Event::Session(_)
+            | Event::Login(_) => {}
         }
     }
 

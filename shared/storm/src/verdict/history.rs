@@ -175,6 +175,11 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Proxy(_) => "proxy",
         Event::Token(_) => "token",
         Event::Hook(_) => "hook",
+        Event::User(_) => "user",
+        Event::Handle(_) => "handle",
+        Event::Administrators(_) => "administrators",
+        Event::Session(_) => "session",
+        Event::Login(_) => "login",
     }
 }
 

@@ -1,0 +1,212 @@
+//! The signed handle to a session: a JWT that says which session, and nothing that the log would not be asked about.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::{SessionId, UserId};
+use eventlog::{EventLog, Secret, Vault};
+use hmac::{Hmac, KeyInit, Mac};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::{sync::Mutex, time::Instant};
+
+use super::settings::Identity;
+use crate::problem::Error;
+
+const PLACE: &str = "auth/sessions";
+/// How old a key gets before another takes over. The one before it is kept: no handle lasts as long.
+const ROTATION: TimeDelta = TimeDelta::days(30);
+const LOOK: Duration = Duration::from_secs(3600);
+/// Between two looks for a key that is not known: anybody can name one.
+const PAUSE: Duration = Duration::from_secs(5);
+const PURPOSE: &str = "session";
+/// A handle that is older than this part of its life is written anew.
+const RENEWAL: i32 = 20;
+
+/// Where keys are, and those that there are.
+pub(crate) struct Handles {
+    vault: Vault,
+    /// `JWT_SECRET_KEY`: without it, what is in the vault signs nothing.
+    secret: Secret,
+    audience: String,
+    idle: TimeDelta,
+    keys: RwLock<Arc<Keys>>,
+    looked: Mutex<Instant>,
+}
+
+struct Keys {
+    current: String,
+    all: BTreeMap<String, (EncodingKey, DecodingKey)>,
+}
+
+/// As it lies in the vault, the newest first.
+#[derive(Serialize, Deserialize)]
+struct Ring(Vec<Stored>);
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Stored {
+    made: DateTime<Utc>,
+    /// 256 random bits, in hexadecimal.
+    key: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sid: SessionId,
+    sub: UserId,
+    iat: i64,
+    exp: i64,
+    aud: String,
+    purpose: String,
+}
+
+/// What a handle says.
+pub(crate) struct Held {
+    pub(crate) session: SessionId,
+    pub(crate) user: UserId,
+    pub(crate) issued_at: DateTime<Utc>,
+    pub(crate) expires_at: DateTime<Utc>,
+}
+
+impl Handles {
+    pub(super) async fn open(log: &EventLog, settings: &Identity) -> Result<Self, Error> {
+        let (vault, secret) = (log.vault(), Secret::new(settings.jwt_secret.as_bytes()));
+        let ring = turn(&vault, runtime::clock::now()).await?;
+        Ok(Self {
+            vault,
+            keys: RwLock::new(Arc::new(Keys::new(&ring, &secret))),
+            secret,
+            audience: format!("sluice/{}", log.installation()),
+            idle: settings.session_idle(),
+            looked: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// Looks for a newer key, and makes one when it is time.
+    pub(super) async fn keep(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.look(runtime::clock::now()).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the keys of sessions could not be read");
+            }
+        }
+    }
+
+    async fn look(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        let ring = turn(&self.vault, now).await?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Keys::new(&ring, &self.secret));
+        Ok(())
+    }
+
+    /// A handle to the session that is good until it is not used for a while, and never beyond `end`.
+    pub(super) fn write(
+        &self,
+        session: SessionId,
+        user: UserId,
+        now: DateTime<Utc>,
+        end: DateTime<Utc>,
+    ) -> Result<String, Error> {
+        let keys = self.keys();
+        let (key, _) = keys.all.get(&keys.current).ok_or(Error::Panicked)?;
+        let header = Header { kid: Some(keys.current.clone()), ..Header::new(Algorithm::HS256) };
+        let claims = Claims {
+            sid: session,
+            sub: user,
+            iat: now.timestamp(),
+            exp: end.min(now + self.idle).timestamp(),
+            aud: self.audience.clone(),
+            purpose: PURPOSE.into(),
+        };
+        jsonwebtoken::encode(&header, &claims, key).map_err(|_| Error::Panicked)
+    }
+
+    /// What the handle says, where it is ours and not yet over.
+    pub(super) async fn read(&self, handle: &str, now: DateTime<Utc>) -> Option<Held> {
+        let header = jsonwebtoken::decode_header(handle).ok()?;
+        let kid = header.kid.filter(|_| header.alg == Algorithm::HS256)?;
+        if !self.keys().all.contains_key(&kid) {
+            self.look_again().await;
+        }
+        let keys = self.keys();
+        let (_, key) = keys.all.get(&kid)?;
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "aud", "sub"]);
+        // Time comes from one clock only.
+        validation.validate_exp = false;
+        let claims = jsonwebtoken::decode::<Claims>(handle, key, &validation).ok()?.claims;
+        let held = Held {
+            session: claims.sid,
+            user: claims.sub,
+            issued_at: DateTime::from_timestamp(claims.iat, 0)?,
+            expires_at: DateTime::from_timestamp(claims.exp, 0)?,
+        };
+        (claims.purpose == PURPOSE && now < held.expires_at).then_some(held)
+    }
+
+    /// Whether it is time to write the handle anew.
+    pub(super) fn due(&self, held: &Held, now: DateTime<Utc>) -> bool {
+        now - held.issued_at > self.idle / RENEWAL
+    }
+
+    /// Another process may have made a key since.
+    async fn look_again(&self) {
+        let mut looked = self.looked.lock().await;
+        if looked.elapsed() >= PAUSE {
+            *looked = Instant::now();
+            if let Err(error) = self.look(runtime::clock::now()).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the keys of sessions could not be read");
+            }
+        }
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Keys {
+    fn new(ring: &Ring, secret: &Secret) -> Self {
+        let mut current = String::new();
+        let mut all = BTreeMap::new();
+        for stored in ring.0.iter().rev() {
+            // A key of any length is taken.
+            let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.expose()) else { continue };
+            let key = mac.chain_update(stored.key.as_bytes()).finalize().into_bytes();
+            current = hex::encode(&Sha256::digest(key)[..8]);
+            all.insert(current.clone(), (EncodingKey::from_secret(&key), DecodingKey::from_secret(&key)));
+        }
+        Self { current, all }
+    }
+}
+
+/// The keys as they are in the vault, after the newest was replaced if that was due.
+async fn turn(vault: &Vault, now: DateTime<Utc>) -> Result<Ring, Error> {
+    loop {
+        let found = vault.entry(PLACE).await?;
+        // What cannot be read is of no use: whoever is signed in signs in again.
+        let read = |secret: &Secret| serde_json::from_slice::<Ring>(secret.expose()).ok();
+        let ring = found.as_ref().and_then(|(secret, _)| read(secret)).unwrap_or(Ring(vec![]));
+        if ring.0.first().is_some_and(|newest| now < newest.made + ROTATION) {
+            return Ok(ring);
+        }
+        let fresh = Stored { made: now, key: super::random_secret() };
+        let next = Ring([fresh].into_iter().chain(ring.0.into_iter().take(1)).collect());
+        let sealed = Secret::new(serde_json::to_vec(&next).map_err(Error::Encode)?);
+        let written = match found {
+            Some((_, revision)) => vault.replace(PLACE, &sealed, revision).await,
+            None => vault.create(PLACE, &sealed).await,
+        };
+        match written {
+            Ok(_) => return Ok(next),
+            // Another process was faster.
+            Err(eventlog::Error::WrongRevision { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
