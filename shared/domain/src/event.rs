@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
-use crate::{Aggregate, Key, hook, project, proxy, registry, route, stage, token};
+use crate::{Aggregate, Key, hook, project, proxy, registry, route, sso, stage, token};
 
 /// Every event of every aggregate. Read models match on it exhaustively.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,7 @@ pub enum Event {
     Proxy(proxy::Event),
     Token(token::Event),
     Hook(hook::Event),
+    Sso(sso::Event),
 }
 
 impl From<project::Event> for Event {
@@ -51,6 +52,12 @@ impl From<registry::Event> for Event {
 impl From<hook::Event> for Event {
     fn from(event: hook::Event) -> Self {
         Self::Hook(event)
+    }
+}
+
+impl From<sso::Event> for Event {
+    fn from(event: sso::Event) -> Self {
+        Self::Sso(event)
     }
 }
 
@@ -198,6 +205,7 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
         proxy::Proxy::NAME => record::<proxy::Proxy>(sequence, subject, body, rest.take(1)),
         token::Token::NAME => record::<token::Token>(sequence, subject, body, rest.take(1)),
         hook::Hook::NAME => record::<hook::Hook>(sequence, subject, body, rest.take(1)),
+        sso::Sso::NAME => record::<sso::Sso>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
     }
 }
@@ -270,7 +278,12 @@ impl Recorded {
     pub fn project(&self) -> Option<&str> {
         match &self.event {
             Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => None,
+            Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_)
+            | Event::Sso(_) => None,
         }
     }
 
@@ -282,7 +295,8 @@ impl Recorded {
             | Event::Registry(_)
             | Event::Token(_)
             | Event::Proxy(_)
-            | Event::Hook(_) => None,
+            | Event::Hook(_)
+            | Event::Sso(_) => None,
         }
     }
 }

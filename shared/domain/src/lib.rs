@@ -21,6 +21,7 @@ pub mod push;
 pub mod registry;
 pub mod route;
 pub mod settings;
+pub mod sso;
 pub mod stage;
 pub mod token;
 pub mod traffic;

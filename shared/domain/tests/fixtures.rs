@@ -16,6 +16,7 @@ use domain::{
     registry::{self, Registry, RegistrySettings},
     route::{self, Host},
     settings::{RouteSettings, StageSettings},
+    sso::{self, Mapped, Sso},
     stage::{self, Failure, Instance, Kind, Origin, Spec, Stage, Step, StepDone},
     token::{self, Token},
 };
@@ -205,7 +206,17 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
         [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
     };
-    [project, route, registry, stage, proxy, token, hook].concat()
+    let sso = {
+        let narrowed = Mapped { role: Role::Operator, projects: Some([slug("shop")].into()) };
+        let mut settings = sso::Settings::new("https://id.example.com/realms/main", "sluice");
+        settings.role_map.insert("shop-team".into(), narrowed);
+        let key = Key::<Sso>::sso();
+        let set = sso::Event::SecretSet { secret: key.secret("x"), version: 5 };
+        [sso::Event::Configured { settings }, set, sso::Event::SecretRemoved {}, sso::Event::Removed {}]
+            .map(|e| stored(&key, &e))
+            .to_vec()
+    };
+    [project, route, registry, stage, proxy, token, hook, sso].concat()
 }
 
 /// The names in the source: what [`samples`] must cover.
@@ -218,6 +229,7 @@ fn declared() -> BTreeSet<String> {
         ("proxy", include_str!("../src/proxy.rs")),
         ("token", include_str!("../src/token.rs")),
         ("hook", include_str!("../src/hook.rs")),
+        ("sso", include_str!("../src/sso.rs")),
     ];
     let names = |aggregate: &'static str, text: &'static str| {
         text.lines()
@@ -270,6 +282,7 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
         domain::Event::Proxy(event) => stored(&Key::<Proxy>::proxy(&slug(first)), event),
         domain::Event::Token(event) => stored(&Key::<Token>::token(TokenId(first.parse().expect("an id"))), event),
         domain::Event::Hook(event) => stored(&Key::<Hook>::hook(&slug(first)), event),
+        domain::Event::Sso(event) => stored(&Key::<Sso>::sso(), event),
         domain::Event::Registry(event) => {
             stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
         }

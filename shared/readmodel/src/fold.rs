@@ -27,7 +27,8 @@ pub(crate) fn of_stage(recorded: &Recorded) -> Option<((&str, &str), &stage::Eve
         | Event::Registry(_)
         | Event::Token(_)
         | Event::Proxy(_)
-        | Event::Hook(_) => None,
+        | Event::Hook(_)
+        | Event::Sso(_) => None,
     }
 }
 

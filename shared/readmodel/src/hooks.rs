@@ -48,7 +48,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<String> {
         | Event::Route(_)
         | Event::Registry(_)
         | Event::Proxy(_)
-        | Event::Token(_) => None,
+        | Event::Token(_)
+        | Event::Sso(_) => None,
     }
 }
 

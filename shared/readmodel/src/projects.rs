@@ -109,9 +109,13 @@ impl Project {
 fn of_project(recorded: &Recorded) -> Option<(&str, &project::Event)> {
     match &recorded.event {
         Event::Project(event) => Some((recorded.project()?, event)),
-        Event::Stage(_) | Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => {
-            None
-        }
+        Event::Stage(_)
+        | Event::Route(_)
+        | Event::Registry(_)
+        | Event::Token(_)
+        | Event::Proxy(_)
+        | Event::Hook(_)
+        | Event::Sso(_) => None,
     }
 }
 

@@ -74,7 +74,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<String> {
         | Event::Route(_)
         | Event::Registry(_)
         | Event::Token(_)
-        | Event::Hook(_) => None,
+        | Event::Hook(_)
+        | Event::Sso(_) => None,
     }
 }
 

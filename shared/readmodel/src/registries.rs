@@ -74,9 +74,13 @@ impl Registry {
 fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
     match &recorded.event {
         Event::Registry(event) => Some((event.host().to_ascii_lowercase(), event)),
-        Event::Project(_) | Event::Stage(_) | Event::Route(_) | Event::Proxy(_) | Event::Token(_) | Event::Hook(_) => {
-            None
-        }
+        Event::Project(_)
+        | Event::Stage(_)
+        | Event::Route(_)
+        | Event::Proxy(_)
+        | Event::Token(_)
+        | Event::Hook(_)
+        | Event::Sso(_) => None,
     }
 }
 

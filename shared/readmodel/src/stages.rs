@@ -266,7 +266,9 @@ pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
             }
         },
         Event::Stage(_) => recorded.stage()?,
-        Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => return None,
+        Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) | Event::Sso(_) => {
+            return None;
+        }
     };
     Some((recorded.project()?.to_owned(), stage.to_owned()))
 }
@@ -308,7 +310,12 @@ pub(crate) fn fold(rows: &mut BTreeMap<(String, String), Stage>, events: &[Recor
         match &recorded.event {
             Event::Project(event) => row.declared(event),
             Event::Stage(event) => row.apply(recorded, event),
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => {}
+            Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_)
+            | Event::Sso(_) => {}
         }
         row.sequence = recorded.sequence;
     }

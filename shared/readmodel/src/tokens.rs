@@ -45,7 +45,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
         | Event::Route(_)
         | Event::Registry(_)
         | Event::Proxy(_)
-        | Event::Hook(_) => None,
+        | Event::Hook(_)
+        | Event::Sso(_) => None,
     }
 }
 

@@ -78,7 +78,7 @@ impl Picture {
                 self.fresh.extend(follower.map(|follower| follower.repository.registry.clone()));
             }
             Event::Registry(event) => self.fresh.extend([event.host().to_ascii_lowercase()]),
-            Event::Route(_) | Event::Proxy(_) | Event::Token(_) | Event::Hook(_) => {}
+            Event::Route(_) | Event::Proxy(_) | Event::Token(_) | Event::Hook(_) | Event::Sso(_) => {}
         }
     }
 

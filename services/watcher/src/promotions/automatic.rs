@@ -55,7 +55,12 @@ impl Picture {
                     self.open.extend(takers(&source.project, project, Some(&source.stage)));
                 }
             }
-            Event::Route(_) | Event::Registry(_) | Event::Token(_) | Event::Proxy(_) | Event::Hook(_) => {}
+            Event::Route(_)
+            | Event::Registry(_)
+            | Event::Token(_)
+            | Event::Proxy(_)
+            | Event::Hook(_)
+            | Event::Sso(_) => {}
         }
     }
 

@@ -175,6 +175,7 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Proxy(_) => "proxy",
         Event::Token(_) => "token",
         Event::Hook(_) => "hook",
+        Event::Sso(_) => "sso",
     }
 }
 
