@@ -11,6 +11,7 @@ mod extract;
 mod hooks;
 mod idempotency;
 mod live;
+pub mod oidc;
 mod pattern;
 mod problem;
 mod rim;
