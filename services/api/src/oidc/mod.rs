@@ -74,7 +74,7 @@ impl Default for Limits {
             answer: Duration::from_secs(5),
             sign_in: Duration::from_secs(600),
             leeway: Duration::from_secs(60),
-            remember: Duration::from_secs(3600),
+            remember: Duration::from_secs(600),
             remember_failure: Duration::from_secs(2),
             refetches: 5,
             refetch_window: Duration::from_secs(60),
@@ -220,10 +220,13 @@ impl Flow {
         let keys = self.memory.keys(&discovered.keys).await?;
         let verify = |keys| token::verify(&tokens, settings, keys, &pending, &self.limits);
         let claims = match verify(&keys) {
-            Err(Refusal::KeyUnknown) => match self.memory.newer_keys(&discovered.keys, &keys).await? {
-                Some(newer) => verify(&newer)?,
-                None => return Err(Refusal::KeyUnknown),
-            },
+            // There may be new keys; some providers even give them old names.
+            Err(refusal @ (Refusal::KeyUnknown | Refusal::Signature)) => {
+                match self.memory.newer_keys(&discovered.keys, &keys).await? {
+                    Some(newer) => verify(&newer)?,
+                    None => return Err(refusal),
+                }
+            }
             verified => verified?,
         };
         let subject = claims.get("sub").and_then(|sub| sub.as_str()).ok_or(Refusal::SubjectMissing)?.to_owned();

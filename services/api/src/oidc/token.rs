@@ -2,7 +2,7 @@
 //! the contract asks for beyond that is checked here, beside it: presence of each claim by name, the authorized party, the
 //! time of issue, the access token's hash, the strength of keys.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -17,7 +17,7 @@ use openidconnect::{
     },
 };
 use reqwest::Url;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::{Leg, Limits, Provider, Refusal, Trouble, http::Http, pending::Pending, provider::Discovered};
@@ -61,11 +61,10 @@ pub(super) async fn exchange(
 ) -> Result<Tokens, Refusal> {
     let send = async |request| -> Result<_, Trouble> {
         let answer = http.send(request).await?;
-        // What a broken server writes is not for the parser of errors.
-        match answer.status() {
-            status if status.is_server_error() => Err(Trouble::Status(status.as_u16())),
-            _ => Ok(answer),
-        }
+        // Its errors are JSON, too; anything else comes from something that is out of order.
+        let status = answer.status();
+        let readable = status.is_success() || serde_json::from_slice::<IgnoredAny>(answer.body()).is_ok();
+        if readable { Ok(answer) } else { Err(Trouble::Status(status.as_u16())) }
     };
     let send = |request| Box::pin(send(request));
     let client = client(provider, discovered)?;
@@ -301,7 +300,8 @@ pub(super) fn person(settings: &Settings, signed: Claims, rest: Claims) -> Perso
     let email = [&signed, &rest].into_iter().find(|claims| claims.contains_key("email")).and_then(|claims| {
         // Both from one hand, and no text that only looks true.
         let verified = claims.get("email_verified") == Some(&Value::Bool(true));
-        text(claims, "email").filter(|_| verified).and_then(readable)
+        // An address with something cut away is another's.
+        text(claims, "email").filter(|email| verified && readable(email).as_deref() == Some(email)).map(str::to_owned)
     });
     let username =
         [&signed, &rest].into_iter().find_map(|claims| text(claims, "preferred_username")).and_then(readable);
@@ -316,12 +316,8 @@ const LONGEST_NAME: usize = 128;
 
 /// `text` as it can be shown beside other text, without what would reorder or hide that.
 fn readable(text: &str) -> Option<String> {
-    let hidden: BTreeSet<char> = ('\u{200b}'..='\u{200f}')
-        .chain('\u{202a}'..='\u{202e}')
-        .chain('\u{2060}'..='\u{206f}')
-        .chain(['\u{feff}', '\u{061c}'])
-        .collect();
-    let shown: String = text.chars().filter(|c| !c.is_control() && !hidden.contains(c)).collect();
+    let hidden = |c: char| matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let shown: String = text.chars().filter(|c| !c.is_control() && !hidden(*c)).collect();
     let shown: String = shown.trim().chars().take(LONGEST_NAME).collect();
     (!shown.is_empty()).then_some(shown)
 }
@@ -351,6 +347,13 @@ mod tests {
             (json!({"sub": "1", "preferred_username": "\u{202e} \n"}), json!({}), "1", None),
             (json!({"sub": "1", "preferred_username": "a\u{202e}n\u{200b}n\r\n"}), json!({}), "ann", None),
             (json!({"sub": "1", "preferred_username": 7}), json!({}), "1", None),
+            (json!({"sub": "1", "email": "a@x\u{202e}", "email_verified": true}), json!({}), "1", None),
+            (
+                json!({"sub": "1", "email": format!("{}@x", "a".repeat(200)), "email_verified": true}),
+                json!({}),
+                "1",
+                None,
+            ),
         ] {
             let person = of(signed.clone(), rest.clone());
             assert_eq!((person.name.as_str(), person.email.as_deref()), (name, email), "{signed} {rest}");

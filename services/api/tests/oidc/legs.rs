@@ -206,6 +206,12 @@ mod named {
             lab.accepts().await;
         }
 
+        token_endpoint_that_is_elsewhere(lab) {
+            let url = format!("{}/oauth/token", lab.provider.issuer());
+            lab.provider.discovery(move |document| document["token_endpoint"] = json!(url));
+            lab.refuses("token_status").await;
+        }
+
         answer_without_id_token(lab) {
             lab.provider.token(|answer| {
                 answer.as_object_mut().expect("an object").remove("id_token");

@@ -180,6 +180,14 @@ crate::cases! {
         assert_eq!(lab.provider.hits(Leg::Keys), 2, "and remembered");
     }
 
+    key_rotation_under_the_old_name(lab) {
+        lab.provider.keys(|set| set["keys"][0]["kid"] = json!("the-key"));
+        lab.provider.header(|header| header["kid"] = json!("the-key"));
+        lab.accepts().await;
+        lab.provider.rotate().expect("new keys");
+        lab.accepts().await;
+    }
+
     old_key_after_a_rotation(lab) {
         lab.accepts().await;
         lab.provider.rotate().expect("new keys");
