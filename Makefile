@@ -69,7 +69,7 @@ snapshots: tools with-services sample-app ## Run the tests and accept every chan
 	INSTA_UPDATE=always scripts/with-engine $(WITH_SERVICES) -- cargo nextest run --locked --workspace
 
 tools: ## Install what the tests need
-	@scripts/install build nats postgres dockerd registry proxies fuse storm nextest
+	@scripts/install build nats postgres dockerd registry proxies fuse provider storm nextest
 
 with-services:
 	@scripts/install build
@@ -83,5 +83,5 @@ sample-app:
 		-C target-feature=+crt-static -C strip=symbols
 	@install -D $(TARGET)/$(SAMPLE_PROFILE:dev=debug)/sample-app target/sample-app/sample-app
 
-clean-tools: ## Remove what was installed into .tools
-	rm -rf .tools
+clean-tools: ## Remove what was installed for the project alone
+	rm -rf .tools shared/testkit/oidc/node_modules

@@ -12,6 +12,7 @@ mod hooks;
 mod idempotency;
 mod leftovers;
 mod live;
+pub mod oidc;
 mod pattern;
 mod problem;
 mod rim;

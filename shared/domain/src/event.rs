@@ -11,7 +11,8 @@ use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
-    Aggregate, Key, administrators, handle, hook, login, project, proxy, registry, route, session, stage, token, user,
+    Aggregate, Key, administrators, handle, hook, login, project, proxy, registry, route, session, sso, stage, token,
+    user,
 };
 
 /// Every event of every aggregate. Read models match on it exhaustively.
@@ -29,6 +30,7 @@ pub enum Event {
     Administrators(administrators::Event),
     Session(session::Event),
     Login(login::Event),
+    Sso(sso::Event),
 }
 
 impl From<project::Event> for Event {
@@ -58,6 +60,12 @@ impl From<registry::Event> for Event {
 impl From<hook::Event> for Event {
     fn from(event: hook::Event) -> Self {
         Self::Hook(event)
+    }
+}
+
+impl From<sso::Event> for Event {
+    fn from(event: sso::Event) -> Self {
+        Self::Sso(event)
     }
 }
 
@@ -242,6 +250,7 @@ pub fn decode(sequence: u64, subject: &str, body: &[u8]) -> Result<Recorded, Dec
         }
         session::Session::NAME => record::<session::Session>(sequence, subject, body, rest.take(1)),
         login::Login::NAME => record::<login::Login>(sequence, subject, body, rest.take(1)),
+        sso::Sso::NAME => record::<sso::Sso>(sequence, subject, body, rest.take(1)),
         _ => Err(DecodeError::UnknownSubject(subject.to_owned())),
     }
 }
@@ -323,7 +332,8 @@ impl Recorded {
             | Event::Handle(_)
             | Event::Administrators(_)
             | Event::Session(_)
-            | Event::Login(_) => None,
+            | Event::Login(_)
+            | Event::Sso(_) => None,
         }
     }
 
@@ -340,7 +350,8 @@ impl Recorded {
             | Event::Handle(_)
             | Event::Administrators(_)
             | Event::Session(_)
-            | Event::Login(_) => None,
+            | Event::Login(_)
+            | Event::Sso(_) => None,
         }
     }
 }

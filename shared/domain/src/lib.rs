@@ -26,6 +26,7 @@ pub mod registry;
 pub mod route;
 pub mod session;
 pub mod settings;
+pub mod sso;
 pub mod stage;
 pub mod throttle;
 pub mod token;

@@ -21,6 +21,7 @@ use domain::{
     route::{self, Host},
     session::{self, Method, Opening, Reason, Session},
     settings::{RouteSettings, StageSettings},
+    sso::{self, Mapped, Sso},
     stage::{self, Failure, Instance, Kind, Origin, Spec, Stage, Step, StepDone},
     token::{self, Token},
     user::{self, Sealed, User},
@@ -218,7 +219,17 @@ fn samples() -> Vec<(String, serde_json::Value)> {
         let key = Key::<Token>::token(TokenId(Uuid::from_u128(13)));
         [created, token::Event::Revoked {}].map(|e| stored(&key, &e)).to_vec()
     };
-    [project, route, registry, stage, proxy, token, hook, identity()].concat()
+    let sso = {
+        let narrowed = Mapped { role: Role::Operator, projects: Some([slug("shop")].into()) };
+        let mut settings = sso::Settings::new("https://id.example.com/realms/main", "sluice");
+        settings.role_map.insert("shop-team".into(), narrowed);
+        let key = Key::<Sso>::sso();
+        let set = sso::Event::SecretSet { secret: key.secret("x"), version: 5 };
+        [sso::Event::Configured { settings }, set, sso::Event::SecretRemoved {}, sso::Event::Removed {}]
+            .map(|e| stored(&key, &e))
+            .to_vec()
+    };
+    [project, route, registry, stage, proxy, token, hook, sso, identity()].concat()
 }
 
 fn identity() -> Vec<(String, serde_json::Value)> {
@@ -279,6 +290,7 @@ fn declared() -> BTreeSet<String> {
         ("administrators", include_str!("../src/administrators.rs")),
         ("session", include_str!("../src/session.rs")),
         ("login", include_str!("../src/login.rs")),
+        ("sso", include_str!("../src/sso.rs")),
     ];
     let names = |aggregate: &'static str, text: &'static str| {
         text.lines()
@@ -338,6 +350,7 @@ fn restored(recorded: &Recorded) -> (String, serde_json::Value) {
             stored(&Key::<Session>::session(SessionId(first.parse().expect("an id"))), event)
         }
         domain::Event::Login(event) => stored(&Key::<Login>::login(first).expect("a digest"), event),
+        domain::Event::Sso(event) => stored(&Key::<Sso>::sso(), event),
         domain::Event::Registry(event) => {
             stored(&Key::<Registry>::registry(&first.replace('_', ".")).expect("a registry"), event)
         }

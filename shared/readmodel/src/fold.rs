@@ -32,7 +32,8 @@ pub(crate) fn of_stage(recorded: &Recorded) -> Option<((&str, &str), &stage::Eve
         | Event::Handle(_)
         | Event::Administrators(_)
         | Event::Session(_)
-        | Event::Login(_) => None,
+        | Event::Login(_)
+        | Event::Sso(_) => None,
     }
 }
 

@@ -119,7 +119,8 @@ fn of_project(recorded: &Recorded) -> Option<(&str, &project::Event)> {
         | Event::Handle(_)
         | Event::Administrators(_)
         | Event::Session(_)
-        | Event::Login(_) => None,
+        | Event::Login(_)
+        | Event::Sso(_) => None,
     }
 }
 

@@ -79,7 +79,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<String> {
         | Event::Handle(_)
         | Event::Administrators(_)
         | Event::Session(_)
-        | Event::Login(_) => None,
+        | Event::Login(_)
+        | Event::Sso(_) => None,
     }
 }
 

@@ -84,7 +84,8 @@ fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
         | Event::Handle(_)
         | Event::Administrators(_)
         | Event::Session(_)
-        | Event::Login(_) => None,
+        | Event::Login(_)
+        | Event::Sso(_) => None,
     }
 }
 

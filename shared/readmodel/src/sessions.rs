@@ -61,7 +61,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
         | Event::User(_)
         | Event::Handle(_)
         | Event::Administrators(_)
-        | Event::Login(_) => None,
+        | Event::Login(_)
+        | Event::Sso(_) => None,
     }
 }
 

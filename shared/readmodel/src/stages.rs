@@ -275,7 +275,8 @@ pub(crate) fn key(recorded: &Recorded) -> Option<(String, String)> {
         | Event::Handle(_)
         | Event::Administrators(_)
         | Event::Session(_)
-        | Event::Login(_) => return None,
+        | Event::Login(_)
+        | Event::Sso(_) => return None,
     };
     Some((recorded.project()?.to_owned(), stage.to_owned()))
 }
@@ -326,7 +327,8 @@ pub(crate) fn fold(rows: &mut BTreeMap<(String, String), Stage>, events: &[Recor
             | Event::Handle(_)
             | Event::Administrators(_)
             | Event::Session(_)
-            | Event::Login(_) => {}
+            | Event::Login(_)
+            | Event::Sso(_) => {}
         }
         row.sequence = recorded.sequence;
     }

@@ -6,5 +6,6 @@
 pub mod clock;
 pub mod env;
 pub mod files;
+pub mod outgoing;
 pub mod shutdown;
 pub mod telemetry;

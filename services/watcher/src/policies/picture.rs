@@ -86,7 +86,8 @@ impl Picture {
             | Event::Handle(_)
             | Event::Administrators(_)
             | Event::Session(_)
-            | Event::Login(_) => {}
+            | Event::Login(_)
+            | Event::Sso(_) => {}
         }
     }
 

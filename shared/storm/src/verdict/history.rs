@@ -179,7 +179,7 @@ fn kind_of(event: &Event) -> &'static str {
         Event::Handle(_) => "handle",
         Event::Administrators(_) => "administrators",
         Event::Session(_) => "session",
-        Event::Login(_) => "login",
+        Event::Login(_) | Event::Sso(_) => "login",
     }
 }
 
