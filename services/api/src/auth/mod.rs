@@ -67,7 +67,9 @@ impl Auth {
     pub(crate) async fn open(log: &EventLog, admin_token: &str, settings: Identity) -> Result<Self> {
         let addresses = settings.check()?;
         let secrets = Secrets::new(log);
-        let people = People::open(log).await.context("opening the key of names in the vault")?;
+        let people = People::open(log).await.context(
+            "opening the vault, where passwords and keys lie: DATA_DIR must hold vault.key, as `sluice up` makes it",
+        )?;
         let handles = Handles::open(log, &settings).await.context("opening the keys of sessions in the vault")?;
         let auth = Self {
             log: log.clone(),
