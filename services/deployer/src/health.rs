@@ -80,16 +80,27 @@ pub(crate) async fn await_all(job: &Job, containers: &[Container], spec: &Spec) 
     try_join_all(passing).await.map(drop)
 }
 
+const WATCHED: &str = "while it was watched after the switch";
+
 /// Ends well when none of `containers` failed for as long as the stage's `bake` says.
 pub(crate) async fn watch_all(job: &Job, containers: &[Container], spec: &Spec) -> Result<(), StepError> {
     let probe = &probe_of(job, containers, spec).await?;
     let watching = try_join_all(containers.iter().map(|container| {
         let failing = async { Err::<(), _>(fail_often(job, container, spec, probe).await) };
-        unless_it_ends(job, container, "while it was watched after the switch", failing)
+        unless_it_ends(job, container, WATCHED, failing)
     }));
     match tokio::time::timeout(spec.settings.bake.duration(), watching).await {
-        Err(_over) => Ok(()),
+        // One may have ended of which a busy engine has not told yet.
+        Err(_over) => all_run(job, &job.containers(job.rollout.set).await?, WATCHED).await,
         Ok(ended) => ended.map(drop),
+    }
+}
+
+/// Whether all of `containers` run, as they were listed. Says which does not, and how it ended.
+pub(crate) async fn all_run(job: &Job, containers: &[Container], when: &str) -> Result<(), StepError> {
+    match containers.iter().find(|container| !container.running) {
+        Some(container) => Err(ended(job, container, None, when).await?.into()),
+        None => Ok(()),
     }
 }
 

@@ -54,6 +54,7 @@ pub enum Event {
 /// Where somebody is known from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = UserSource)]
 pub enum Source {
     /// Signs in with a password that is kept here.
     Local,

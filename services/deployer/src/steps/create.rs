@@ -67,11 +67,7 @@ pub(super) async fn create(job: &Job, set: DeploymentId, spec: &Spec) -> Result<
         .await?;
 
     let containers = job.containers(set).await?;
-    for container in &containers {
-        if !container.running {
-            return Err(health::ended(job, container, None, "at once").await?.into());
-        }
-    }
+    health::all_run(job, &containers, "at once").await?;
     Ok(containers
         .into_iter()
         .map(|container| Instance { address: container.address(), name: container.name, container: container.id })

@@ -59,11 +59,7 @@ pub(super) async fn switch(job: &Job) -> Result<(), StepError> {
     };
     let Some(host) = host else { return withdraw(job).await };
     let containers = job.containers(rollout.set).await?;
-    for container in &containers {
-        if !container.running {
-            return Err(health::ended(job, container, None, "before the switch").await?.into());
-        }
-    }
+    health::all_run(job, &containers, "before the switch").await?;
     let upstreams = containers.iter().filter_map(upstream).collect();
     point(job, host, rollout.deployment, &rollout.spec, upstreams).await
 }

@@ -174,6 +174,9 @@ async fn an_apply_whose_api_is_killed_in_the_middle_comes_to_its_end_and_doubles
     let events = sluice.json(&["events", "-n", "5000"]).await;
     let subjects: Vec<&str> =
         events.as_array().expect("events").iter().filter_map(|event| event["subject"].as_str()).collect();
+    // The first administrator came to be before.
+    let applied = |subject: &&str| ["project.", "route."].iter().any(|of| subject.contains(of));
+    let subjects: Vec<&str> = subjects.into_iter().filter(applied).collect();
     let count = |end: &str| subjects.iter().filter(|subject| subject.ends_with(end)).count();
     assert_eq!([count(".created"), count(".stage.added"), count(".claimed")], [PROJECTS, PROJECTS * 4, PROJECTS * 4]);
     assert_eq!(subjects.len(), EVENTS);
