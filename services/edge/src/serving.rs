@@ -326,7 +326,8 @@ impl Edge {
         let mut left = false;
         loop {
             let fate = tokio::select! {
-                () = self.connections.wait() => return Some(Duration::ZERO),
+                // Not zero: a thread that is slow to stop accepting may be taking one more in this moment.
+                () = self.connections.wait() => return Some(deadline.duration_since(Instant::now())),
                 () = sleep_until(deadline) => return Some(Duration::ZERO),
                 () = self.stop.cancelled() => return Some(deadline.duration_since(Instant::now())),
                 fate = successor.fate(), if !left => fate,
