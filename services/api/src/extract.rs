@@ -4,7 +4,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
-use domain::{Context, address::Source, settings::FieldError};
+use domain::{Context, FieldError, address::Source};
 use futures::StreamExt;
 use http::{HeaderMap, header, request::Parts};
 use serde::{

@@ -65,27 +65,22 @@ async fn pointed(log: &EventLog) -> Result<HashSet<String>, Error> {
         }
     };
     log.each("sluice.events.project.>", 0, each).await?;
-    let registry = |event: &Event| if let Event::Registry(event) = event { Some(event.clone()) } else { None };
-    places.extend(current::<Registry>(log, registry, |state| Some(state.credentials?.secret)).await?);
-    let proxy = |event: &Event| if let Event::Proxy(event) = event { Some(event.clone()) } else { None };
-    places.extend(current::<Proxy>(log, proxy, |state| Some(state.credentials?.secret)).await?);
-    let hook = |event: &Event| if let Event::Hook(event) = event { Some(event.clone()) } else { None };
-    places.extend(current::<Hook>(log, hook, |state| Some(state.secret?.secret)).await?);
-    let token = |event: &Event| if let Event::Token(event) = event { Some(event.clone()) } else { None };
+    places.extend(current::<Registry>(log, |state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Proxy>(log, |state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Hook>(log, |state| Some(state.secret?.secret)).await?);
     let held = |state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
-    places.extend(current::<Token>(log, token, held).await?);
+    places.extend(current::<Token>(log, held).await?);
     Ok(places)
 }
 
 /// Where the aggregates of one kind point, as they stand.
-async fn current<A: Aggregate>(
-    log: &EventLog,
-    own: impl Fn(&Event) -> Option<A::Event>,
-    place: impl Fn(A) -> Option<String>,
-) -> Result<Vec<String>, Error> {
+async fn current<A>(log: &EventLog, place: impl Fn(A) -> Option<String>) -> Result<Vec<String>, Error>
+where
+    A: Aggregate<Event: TryFrom<Event>>,
+{
     let mut states: HashMap<Vec<String>, A> = HashMap::new();
     let each = |recorded: Recorded| {
-        if let Some(event) = own(&recorded.event) {
+        if let Ok(event) = recorded.event.try_into() {
             states.entry(recorded.key).or_default().evolve(&event);
         }
     };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
 use domain::{
-    Role, administrators, handle, hook, image, node::ResolveError, project, proxy, registry, route, session,
-    settings::FieldError, stage, token, user,
+    FieldError, Role, administrators, handle, hook, image, node::ResolveError, project, proxy, registry, route,
+    session, stage, token, user,
 };
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;

@@ -82,11 +82,9 @@ async fn inspect(node: &Node, place: &Place) -> Result<Found, StepError> {
 
 /// Containers that run and that no release wants to run.
 fn strangers(stage: &Stage, standing: &[Container]) -> Vec<FoundContainer> {
-    let serves =
-        |container: &Container| stage.current.as_ref().is_some_and(|current| current.set == container.labels.set);
     let unwanted = |container: &&Container| match stage.keeps(container.labels.set) {
         Keep::Running | Keep::InProgress => false,
-        Keep::Stopped | Keep::Nothing => container.running && !serves(container),
+        Keep::Stopped | Keep::Nothing => container.running,
     };
     let told = |container: &Container| {
         let runs = format!("runs for deployment {}, which does not serve", deployment(stage, container));

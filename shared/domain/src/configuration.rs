@@ -15,14 +15,14 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    Aggregate, Key, Slug,
+    Aggregate, FieldError, Key, Slug,
     difference::{Difference, differences},
     env::{Env, EnvValue},
     hook::HookSettings,
     project::{self, Declaration, Project},
     proxy,
     registry::{Registry, RegistrySettings},
-    settings::{FieldError, StageSettings},
+    settings::StageSettings,
 };
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::settings::FieldError;
+use crate::FieldError;
 
 /// By name.
 pub type Env = BTreeMap<String, EnvValue>;

@@ -15,100 +15,48 @@ use crate::{
     user,
 };
 
-/// Every event of every aggregate. Read models match on it exhaustively.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    Project(project::Event),
-    Stage(stage::Event),
-    Route(route::Event),
-    Registry(registry::Event),
-    Proxy(proxy::Event),
-    Token(token::Event),
-    Hook(hook::Event),
-    User(user::Event),
-    Handle(handle::Event),
-    Administrators(administrators::Event),
-    Session(session::Event),
-    Login(login::Event),
-    Sso(sso::Event),
+/// What every aggregate's events have in common: a variant of [`Event`], and the way in and out of it.
+macro_rules! events {
+    ($($name:ident: $aggregate:ident,)*) => {
+        /// Every event of every aggregate.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Event {
+            $($name($aggregate::Event),)*
+        }
+
+        $(
+            impl From<$aggregate::Event> for Event {
+                fn from(event: $aggregate::Event) -> Self {
+                    Self::$name(event)
+                }
+            }
+
+            /// Refused where it is another aggregate's.
+            impl TryFrom<Event> for $aggregate::Event {
+                type Error = Event;
+
+                fn try_from(event: Event) -> Result<Self, Event> {
+                    if let Event::$name(event) = event { Ok(event) } else { Err(event) }
+                }
+            }
+        )*
+    };
 }
 
-impl From<project::Event> for Event {
-    fn from(event: project::Event) -> Self {
-        Self::Project(event)
-    }
-}
-
-impl From<stage::Event> for Event {
-    fn from(event: stage::Event) -> Self {
-        Self::Stage(event)
-    }
-}
-
-impl From<route::Event> for Event {
-    fn from(event: route::Event) -> Self {
-        Self::Route(event)
-    }
-}
-
-impl From<registry::Event> for Event {
-    fn from(event: registry::Event) -> Self {
-        Self::Registry(event)
-    }
-}
-
-impl From<hook::Event> for Event {
-    fn from(event: hook::Event) -> Self {
-        Self::Hook(event)
-    }
-}
-
-impl From<sso::Event> for Event {
-    fn from(event: sso::Event) -> Self {
-        Self::Sso(event)
-    }
-}
-
-impl From<proxy::Event> for Event {
-    fn from(event: proxy::Event) -> Self {
-        Self::Proxy(event)
-    }
-}
-
-impl From<token::Event> for Event {
-    fn from(event: token::Event) -> Self {
-        Self::Token(event)
-    }
-}
-
-impl From<user::Event> for Event {
-    fn from(event: user::Event) -> Self {
-        Self::User(event)
-    }
-}
-
-impl From<handle::Event> for Event {
-    fn from(event: handle::Event) -> Self {
-        Self::Handle(event)
-    }
-}
-
-impl From<administrators::Event> for Event {
-    fn from(event: administrators::Event) -> Self {
-        Self::Administrators(event)
-    }
-}
-
-impl From<session::Event> for Event {
-    fn from(event: session::Event) -> Self {
-        Self::Session(event)
-    }
-}
-
-impl From<login::Event> for Event {
-    fn from(event: login::Event) -> Self {
-        Self::Login(event)
-    }
+events! {
+    Project: project,
+    Stage: stage,
+    Route: route,
+    Registry: registry,
+    Proxy: proxy,
+    Token: token,
+    Hook: hook,
+    User: user,
+    Handle: handle,
+    Administrators: administrators,
+    Session: session,
+    Login: login,
+    Sso: sso,
 }
 
 /// Who asked, and by which chain: the same for all events of one decision.
@@ -321,37 +269,12 @@ impl Named {
 
 impl Recorded {
     pub fn project(&self) -> Option<&str> {
-        match &self.event {
-            Event::Project(_) | Event::Stage(_) => self.key.first().map(String::as_str),
-            Event::Route(_)
-            | Event::Registry(_)
-            | Event::Token(_)
-            | Event::Proxy(_)
-            | Event::Hook(_)
-            | Event::User(_)
-            | Event::Handle(_)
-            | Event::Administrators(_)
-            | Event::Session(_)
-            | Event::Login(_)
-            | Event::Sso(_) => None,
-        }
+        let of_project = matches!(self.event, Event::Project(_) | Event::Stage(_));
+        self.key.first().filter(|_| of_project).map(String::as_str)
     }
 
     pub fn stage(&self) -> Option<&str> {
-        match &self.event {
-            Event::Stage(_) => self.key.get(1).map(String::as_str),
-            Event::Project(_)
-            | Event::Route(_)
-            | Event::Registry(_)
-            | Event::Token(_)
-            | Event::Proxy(_)
-            | Event::Hook(_)
-            | Event::User(_)
-            | Event::Handle(_)
-            | Event::Administrators(_)
-            | Event::Session(_)
-            | Event::Login(_)
-            | Event::Sso(_) => None,
-        }
+        let of_stage = matches!(self.event, Event::Stage(_));
+        self.key.get(1).filter(|_| of_stage).map(String::as_str)
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Role, Slug, settings::FieldError};
+use crate::{FieldError, Role, Slug};
 
 /// A role, everywhere or on some projects only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Aggregate, Key, Slug, image, settings::FieldError};
+use crate::{Aggregate, FieldError, Key, Slug, image};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,12 +34,14 @@ pub mod traffic;
 pub mod user;
 
 mod event;
+mod field;
 mod grant;
 mod name;
 mod role;
 mod unit;
 
 pub use event::{Context, DecodeError, Event, Recorded, decode, decode_as, encode};
+pub use field::FieldError;
 pub use grant::Grant;
 pub use name::{BadName, DeploymentId, PromotionId, SessionId, Slug, TokenId, UserId};
 pub use role::Role;

@@ -9,7 +9,7 @@ use semver::{Version, VersionReq};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Span, image::valid_tag, settings::FieldError};
+use crate::{FieldError, Span, image::valid_tag};
 
 /// What a stage deploys without being asked. Exactly one of `semver`, `pattern` and `tag` says which images.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Aggregate, Key, Slug,
+    Aggregate, FieldError, Key, Slug,
     env::{self, Env, SecretVersion},
-    settings::{FieldError, RouteSettings, StageSettings},
+    settings::{RouteSettings, StageSettings},
 };
 
 /// Names reflect the stored format.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Aggregate, Key, Slug,
-    settings::{FieldError, StageSettings, Strategy, plain_host},
+    Aggregate, FieldError, Key, Slug,
+    settings::{StageSettings, Strategy, plain_host},
 };
 
 /// Names reflect the stored format.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Aggregate, Key, Span, image, settings::FieldError};
+use crate::{Aggregate, FieldError, Key, Span, image};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

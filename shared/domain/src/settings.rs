@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Bytes, Cpus, Slug, Span,
+    Bytes, Cpus, FieldError, Slug, Span,
     env::{self, Env},
     policy::TagPolicy,
     promotion::Gates,
@@ -239,26 +239,10 @@ impl HealthCheck {
     }
 }
 
-/// A field that was refused, and what it must be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct FieldError {
-    /// e.g. `stages.dev.health.path`.
-    pub field: String,
-    pub problem: String,
-}
-
 impl RouteSettings {
     /// Whose a request is: host and path. Who brings it does not change that.
     pub fn place(&self) -> (&str, &str) {
         (&self.host, &self.path)
-    }
-}
-
-impl FieldError {
-    /// The same error in a larger document, where its part stands at `path`.
-    #[must_use]
-    pub fn under(self, path: &str) -> Self {
-        Self { field: format!("{path}.{}", self.field), problem: self.problem }
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{Aggregate, Key, Role, Slug, image, settings::FieldError};
+use crate::{Aggregate, FieldError, Key, Role, Slug, image};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

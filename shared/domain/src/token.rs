@@ -7,8 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Aggregate, Grant, Key, Role, Slug, TokenId, UserId,
-    settings::FieldError,
+    Aggregate, FieldError, Grant, Key, Role, Slug, TokenId, UserId,
     user::{Person, User},
 };
 

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Aggregate, Grant, Key, SessionId, UserId, session::Method, settings::FieldError};
+use crate::{Aggregate, FieldError, Grant, Key, SessionId, UserId, session::Method};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

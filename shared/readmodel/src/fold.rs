@@ -20,21 +20,8 @@ pub(crate) fn time(recorded: &Recorded) -> DateTime<Utc> {
 
 /// A stage's event, with its project and stage.
 pub(crate) fn of_stage(recorded: &Recorded) -> Option<((&str, &str), &stage::Event)> {
-    match &recorded.event {
-        Event::Stage(event) => Some(((recorded.project()?, recorded.stage()?), event)),
-        Event::Project(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Token(_)
-        | Event::Proxy(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Stage(event) = &recorded.event else { return None };
+    Some(((recorded.project()?, recorded.stage()?), event))
 }
 
 /// The deployment that an event is about.

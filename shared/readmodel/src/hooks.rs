@@ -41,21 +41,8 @@ pub async fn list(database: &PgPool) -> Result<Vec<Hook>, Error> {
 }
 
 pub(crate) fn key(recorded: &Recorded) -> Option<String> {
-    match &recorded.event {
-        Event::Hook(_) => recorded.key.first().cloned(),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Proxy(_)
-        | Event::Token(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Hook(_) = &recorded.event else { return None };
+    recorded.key.first().cloned()
 }
 
 pub(crate) fn fold(rows: &mut BTreeMap<String, Hook>, events: &[Recorded]) {

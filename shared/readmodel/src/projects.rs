@@ -107,21 +107,8 @@ impl Project {
 }
 
 fn of_project(recorded: &Recorded) -> Option<(&str, &project::Event)> {
-    match &recorded.event {
-        Event::Project(event) => Some((recorded.project()?, event)),
-        Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Token(_)
-        | Event::Proxy(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Project(event) = &recorded.event else { return None };
+    Some((recorded.project()?, event))
 }
 
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {

@@ -67,21 +67,8 @@ impl Proxy {
 }
 
 pub(crate) fn key(recorded: &Recorded) -> Option<String> {
-    match &recorded.event {
-        Event::Proxy(_) => recorded.key.first().cloned(),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Token(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Proxy(_) = &recorded.event else { return None };
+    recorded.key.first().cloned()
 }
 
 pub(crate) fn fold(rows: &mut BTreeMap<String, Proxy>, events: &[Recorded]) {

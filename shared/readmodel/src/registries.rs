@@ -72,21 +72,8 @@ impl Registry {
 
 /// Hosts that differ only in case are one aggregate.
 fn of_registry(recorded: &Recorded) -> Option<(String, &registry::Event)> {
-    match &recorded.event {
-        Event::Registry(event) => Some((event.host().to_ascii_lowercase(), event)),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Proxy(_)
-        | Event::Token(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Registry(event) = &recorded.event else { return None };
+    Some((event.host().to_ascii_lowercase(), event))
 }
 
 async fn apply(to: &mut PgConnection, events: &[Recorded]) -> sqlx::Result<()> {

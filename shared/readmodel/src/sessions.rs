@@ -49,21 +49,8 @@ pub async fn open(database: &PgPool, now: DateTime<Utc>, user: Option<Uuid>) -> 
 }
 
 pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
-    match &recorded.event {
-        Event::Session(_) => recorded.key.first()?.parse().ok(),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Proxy(_)
-        | Event::Token(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Session(_) = &recorded.event else { return None };
+    recorded.key.first()?.parse().ok()
 }
 
 pub(crate) fn fold(rows: &mut BTreeMap<Uuid, Session>, events: &[Recorded]) {

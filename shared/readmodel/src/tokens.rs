@@ -47,21 +47,8 @@ pub async fn list(database: &PgPool, owner: Option<Uuid>) -> Result<Vec<Token>, 
 }
 
 pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
-    match &recorded.event {
-        Event::Token(_) => recorded.key.first()?.parse().ok(),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Proxy(_)
-        | Event::Hook(_)
-        | Event::User(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::Token(_) = &recorded.event else { return None };
+    recorded.key.first()?.parse().ok()
 }
 
 pub(crate) fn fold(rows: &mut BTreeMap<Uuid, Token>, events: &[Recorded]) {

@@ -49,21 +49,8 @@ pub async fn get(database: &PgPool, id: Uuid) -> Result<Option<User>, Error> {
 }
 
 pub(crate) fn key(recorded: &Recorded) -> Option<Uuid> {
-    match &recorded.event {
-        Event::User(_) => recorded.key.first()?.parse().ok(),
-        Event::Project(_)
-        | Event::Stage(_)
-        | Event::Route(_)
-        | Event::Registry(_)
-        | Event::Proxy(_)
-        | Event::Token(_)
-        | Event::Hook(_)
-        | Event::Handle(_)
-        | Event::Administrators(_)
-        | Event::Session(_)
-        | Event::Login(_)
-        | Event::Sso(_) => None,
-    }
+    let Event::User(_) = &recorded.event else { return None };
+    recorded.key.first()?.parse().ok()
 }
 
 pub(crate) fn fold(rows: &mut BTreeMap<Uuid, User>, events: &[Recorded]) {

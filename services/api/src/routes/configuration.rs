@@ -9,11 +9,10 @@ use std::{
 
 use axum::{Json, extract::State};
 use domain::{
-    Context, Slug,
+    Context, FieldError, Slug,
     configuration::{self, Change, Configuration, DeclaredProject, Group, Named, Plan},
     hook, proxy,
     registry::{self, RegistrySettings},
-    settings::FieldError,
 };
 use eventlog::Committed;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};

@@ -2,12 +2,11 @@
 
 use axum::{Json, extract::State};
 use domain::{
-    Aggregate, Context, DeploymentId, Key, Recorded, Slug,
+    Aggregate, Context, DeploymentId, FieldError, Key, Recorded, Slug,
     configuration::Group,
     project::{self, Declaration, Project},
     proxy::Proxy,
     route::{self, Host},
-    settings::FieldError,
     stage::{self, Stage},
 };
 use eventlog::{Committed, ExecuteError, Transaction};

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use domain::{
-    Aggregate, Context, Key, Slug,
+    Aggregate, Context, FieldError, Key, Slug,
     node::{ProxyCompared, ProxyQuestion, proxy_subject},
     proxy::{self, Command, Credentials, Drift, Proxy, Settings},
-    settings::{FieldError, StageSettings},
+    settings::StageSettings,
     traffic::{ROUTES, Route},
 };
 use eventlog::Committed;

@@ -8,7 +8,7 @@ use croner::Cron;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Role, Span, settings::FieldError};
+use crate::{FieldError, Role, Span};
 
 /// Everything that has to hold before a promotion is accepted, beside the release running healthy in the source.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
