@@ -61,7 +61,7 @@ impl<T: DeserializeOwned, const MOST: usize> FromRequest<Api> for Asked<T, MOST>
         let (parts, body) = request.into_parts();
         let caller = parts.extensions.get::<Principal>().cloned().ok_or(Error::Unauthorized)?;
         let bytes = read(body, MOST).await?;
-        let mut context = idempotency::context(&parts, &caller, &api.auth.token, &bytes)?;
+        let mut context = idempotency::context(&parts, &caller, &api.auth.people, &bytes)?;
         context.request_id = parts.extensions.get::<RequestId>().map(|id| id.0.to_string());
         Ok(Self { body: parse(&parts.headers, &bytes)?, context, caller })
     }

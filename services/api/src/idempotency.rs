@@ -8,7 +8,7 @@ use http::request::Parts;
 use uuid::{Uuid, uuid};
 
 use crate::{
-    auth::{Principal, Token},
+    auth::{People, Principal},
     problem::Error,
 };
 
@@ -20,7 +20,7 @@ const LONGEST: usize = 255;
 pub(crate) const NAMESPACE: Uuid = uuid!("6f1d4a3e-5b0c-4c1e-9a57-2d0c8e7b3f64");
 
 /// The context of the events that this request causes.
-pub(crate) fn context(parts: &Parts, caller: &Principal, token: &Token, body: &[u8]) -> Result<Context, Error> {
+pub(crate) fn context(parts: &Parts, caller: &Principal, people: &People, body: &[u8]) -> Result<Context, Error> {
     let mut context = runtime::clock::context(&*caller.actor);
     let Some(key) = key(parts)? else { return Ok(context) };
     let name = format!("{}\n{}\n{}\n{key}", caller.actor, parts.method, parts.uri.path());
@@ -28,7 +28,7 @@ pub(crate) fn context(parts: &Parts, caller: &Principal, token: &Token, body: &[
     context.correlation_id = context.command_id;
     // A body may hold a password, so its plain digest must not stand in the log.
     let query = parts.uri.query().unwrap_or_default();
-    context.command_hash = Some(token.seal(&[query.as_bytes(), body]));
+    context.command_hash = Some(people.command(&[query.as_bytes(), body]));
     Ok(context)
 }
 

@@ -35,16 +35,13 @@ pub use auth::Identity;
 /// Settings of the API.
 #[derive(Clone)]
 pub struct Config {
-    /// `API_LISTEN`; on loopback, as long as one shared token is all there is to tell people apart.
+    /// `API_LISTEN`; beyond loopback only where `PUBLIC_URL` says that people come over TLS.
     pub listen: SocketAddr,
-    /// `ADMIN_TOKEN`: at least 32 characters.
-    pub admin_token: String,
     /// `NODE`: where deployments run.
     pub node: String,
     pub identity: Identity,
 }
 
-const SHORTEST_TOKEN: usize = 32;
 /// How long requests may take to finish after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a reader waits for its own write.
@@ -52,15 +49,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Config {
     fn check(&self) -> Result<()> {
-        if self.admin_token.chars().count() < SHORTEST_TOKEN {
+        let over_tls = self.identity.public_url.as_deref().is_some_and(|url| url.starts_with("https://"));
+        if !self.listen.ip().is_loopback() && !over_tls {
             bail!(
-                "ADMIN_TOKEN is too short: it needs at least {SHORTEST_TOKEN} characters, such as `openssl rand -hex 32` prints"
-            );
-        }
-        if !self.listen.ip().is_loopback() {
-            bail!(
-                "API_LISTEN: {} is not a loopback address; until there are users to sign in, the API listens on \
-                 loopback only: use 127.0.0.1:{}, and reach it from elsewhere through an SSH tunnel",
+                "API_LISTEN: {} is not a loopback address, and passwords would cross the network in clear: let a proxy \
+                 that speaks TLS stand in front and set PUBLIC_URL to its https:// address, or use 127.0.0.1:{} and \
+                 reach it from elsewhere through an SSH tunnel",
                 self.listen,
                 self.listen.port()
             );
@@ -107,7 +101,7 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!("API_LISTEN: cannot listen on {}; stop what holds it, or set another address", config.listen)
     })?;
-    let auth = Auth::open(&log, &config.admin_token, config.identity).await?;
+    let auth = Auth::open(&log, config.identity).await?;
     let auth = Arc::new(auth);
     let last = log.last_sequence().await.context("reading the end of the event log")?;
     let live = Live::new(last);

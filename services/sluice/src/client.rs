@@ -29,15 +29,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Client {
     http: reqwest::Client,
     api: Url,
-    token: Result<String, connection::MissingToken>,
+    token: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{name}: {problem}")]
     Address { name: &'static str, problem: String },
-    #[error("no token to sign in with: {problem}")]
-    NoToken { problem: String, hint: String },
+    #[error("nobody has signed in to {api}")]
+    NotSignedIn { api: Box<Url> },
     #[error("cannot reach Sluice at {api}: {}", root_cause(.source))]
     Unreachable { api: Box<Url>, source: reqwest::Error },
     #[error("the answer of {url} is not understood: {problem}")]
@@ -200,9 +200,9 @@ impl Client {
             return Ok(request);
         }
         match &self.token {
-            Ok(token) => Ok(request.bearer_auth(token)),
-            Err(_) if public => Ok(request),
-            Err(missing) => Err(missing.to_error()),
+            Some(token) => Ok(request.bearer_auth(token)),
+            None if public => Ok(request),
+            None => Err(Error::NotSignedIn { api: Box::new(self.api.clone()) }),
         }
     }
 

@@ -13,7 +13,8 @@ use tokio::process::{Child, Command};
 use crate::history::Message;
 
 const READY: Duration = Duration::from_secs(60);
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+/// The key of sessions, and the first password.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// A bare connection to `nats`, as a peer uses it.
 pub(crate) async fn bare(nats: &Nats) -> Result<async_nats::Client> {
@@ -85,9 +86,8 @@ pub(crate) fn sluice(program: &Path, arguments: &[&str], nats: &Nats, database: 
         .env("DATA_DIR", data)
         .env("NATS_URL", nats.url())
         .env("DATABASE_URL", database)
-        .env("ADMIN_TOKEN", TOKEN)
-        .env("JWT_SECRET_KEY", TOKEN)
-        .env("ADMIN_PASSWORD", TOKEN)
+        .env("JWT_SECRET_KEY", SECRET)
+        .env("ADMIN_PASSWORD", SECRET)
         .env("LOG", "warn")
         .stdin(Stdio::null())
         .kill_on_drop(true);
@@ -97,7 +97,9 @@ pub(crate) fn sluice(program: &Path, arguments: &[&str], nats: &Nats, database: 
 /// A running `sluice api`.
 pub(crate) struct Api {
     pub(crate) url: String,
+    /// Signed in as the administrator.
     pub(crate) client: reqwest::Client,
+    token: String,
     _process: Child,
 }
 
@@ -108,12 +110,10 @@ impl Api {
             .env("API_LISTEN", &listen)
             .spawn()
             .context("starting sluice api")?;
-        let mut headers = reqwest::header::HeaderMap::new();
-        headers.insert("authorization", format!("Bearer {TOKEN}").parse()?);
-        let client = reqwest::Client::builder().default_headers(headers).build()?;
+        let client = reqwest::Client::builder().build()?;
         let url = format!("http://{listen}/api/v1");
         let ready = async {
-            while client.get(format!("{url}/stages")).send().await.is_err() {
+            while client.get(format!("{url}/health")).send().await.is_err() {
                 if let Some(status) = process.try_wait()? {
                     bail!("sluice api ended with {status}");
                 }
@@ -122,15 +122,26 @@ impl Api {
             Ok(())
         };
         tokio::time::timeout(READY, ready).await.context("sluice api does not start")??;
-        Ok(Api { url, client, _process: process })
+        let token = sign_in(&client, &url).await.context("signing in")?;
+        let mut headers = reqwest::header::HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {token}").parse()?);
+        let client = reqwest::Client::builder().default_headers(headers).build()?;
+        Ok(Api { url, client, token, _process: process })
     }
 
     /// The command line with `arguments`, signed in to this API.
     pub(crate) fn command(&self, program: &Path, arguments: &[&str], data: &Path) -> Result<Command> {
         let mut command = Command::new(program);
         let url = self.url.strip_suffix("/api/v1").context("an address")?;
-        command.args(arguments).env_clear().env("DATA_DIR", data).env("API_URL", url).env("API_TOKEN", TOKEN);
+        command.args(arguments).env_clear().env("DATA_DIR", data).env("API_URL", url).env("API_TOKEN", &self.token);
         command.stdin(Stdio::null()).kill_on_drop(true);
         Ok(command)
     }
+}
+
+async fn sign_in(client: &reqwest::Client, url: &str) -> Result<String> {
+    let who = serde_json::json!({ "name": "admin", "password": SECRET, "token_name": "bench" });
+    let answer = client.post(format!("{url}/auth/token")).json(&who).send().await?.error_for_status()?;
+    let made: serde_json::Value = answer.json().await?;
+    Ok(made["token"].as_str().context("the answer holds no token")?.to_owned())
 }

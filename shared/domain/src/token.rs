@@ -87,7 +87,7 @@ pub enum Command {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    #[error("`{RESERVED}` is the name of the administrator's own token: choose another")]
+    #[error("the log calls others {}: choose another name", RESERVED.map(|name| format!("`{name}`")).join(", "))]
     Reserved,
     #[error("no such token: `sluice token list` shows them")]
     Unknown,
@@ -95,7 +95,9 @@ pub enum Rejection {
     Invalid(Vec<FieldError>),
 }
 
-const RESERVED: &str = "admin";
+/// Who stands in events without being a token: the administrator of earlier versions, Sluice itself, and whoever has not
+/// signed in.
+const RESERVED: [&str; 3] = ["admin", "system", "nobody"];
 
 impl Key<Token> {
     pub fn token(id: TokenId) -> Self {
@@ -128,7 +130,7 @@ impl Aggregate for Token {
 
     fn decide(&self, command: Command) -> Result<Vec<Event>, Rejection> {
         match (command, &self.holder) {
-            (Command::Create(holder), _) if holder.name.as_str() == RESERVED => Err(Rejection::Reserved),
+            (Command::Create(holder), _) if RESERVED.contains(&holder.name.as_str()) => Err(Rejection::Reserved),
             (Command::Create(holder), None) => {
                 let errors = holder.grant.check();
                 if errors.is_empty() { Ok(vec![Event::Created(holder)]) } else { Err(Rejection::Invalid(errors)) }

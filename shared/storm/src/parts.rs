@@ -42,11 +42,12 @@ pub(crate) struct Lab {
     postgres: PathBuf,
     dockerd: PathBuf,
     clock: PathBuf,
-    admin_token: String,
+    /// The first password, and the key of sessions.
+    secret: String,
 }
 
 impl Lab {
-    pub(crate) fn new(directory: &Path, logs: &Path, sluice: &Path, admin_token: &str) -> Result<Lab> {
+    pub(crate) fn new(directory: &Path, logs: &Path, sluice: &Path) -> Result<Lab> {
         let missing = |what: &str| format!("no {what} found: run `make storm`, which installs it");
         Ok(Lab {
             directory: directory.to_owned(),
@@ -56,8 +57,13 @@ impl Lab {
             postgres: postgres_programs().with_context(|| missing("PostgreSQL"))?,
             dockerd: find_program("dockerd").with_context(|| missing("dockerd"))?,
             clock: clock_library().with_context(|| missing("libfaketime"))?,
-            admin_token: admin_token.to_owned(),
+            secret: format!("{:032x}", rand::random::<u128>()),
         })
+    }
+
+    /// Of the first administrator.
+    pub(crate) fn password(&self) -> &str {
+        &self.secret
     }
 
     /// The disk of the event log, to be filled.
@@ -185,9 +191,8 @@ impl Lab {
                     ("DOCKER_HOST", format!("tcp://{}:{ENGINE_PORT}", address(Part::Engine))),
                     ("EDGE_LISTEN", format!("{}:{EDGE_PORT}", address(Part::Edge))),
                     ("API_LISTEN", format!("127.0.0.1:{API_PORT}")),
-                    ("ADMIN_TOKEN", self.admin_token.clone()),
-                    ("JWT_SECRET_KEY", self.admin_token.clone()),
-                    ("ADMIN_PASSWORD", self.admin_token.clone()),
+                    ("JWT_SECRET_KEY", self.secret.clone()),
+                    ("ADMIN_PASSWORD", self.secret.clone()),
                 ]);
                 command.envs(self.clock(part));
                 command

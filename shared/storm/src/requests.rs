@@ -48,9 +48,14 @@ enum Answer {
 }
 
 impl Caller {
-    pub(crate) fn new(api: &str, token: &str) -> Result<Caller> {
+    /// Without a token: it may ask how everything is.
+    pub(crate) fn new(api: &str) -> Result<Caller> {
         let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).build().context("preparing a client")?;
-        Ok(Caller { api: format!("http://{api}/api/v1"), token: token.to_owned(), http, noted: Arc::default() })
+        Ok(Caller { api: format!("http://{api}/api/v1"), token: String::new(), http, noted: Arc::default() })
+    }
+
+    pub(crate) fn with_token(self, token: String) -> Caller {
+        Caller { token, ..self }
     }
 
     pub(crate) fn noted(&self) -> std::sync::MutexGuard<'_, Noted> {

@@ -58,8 +58,7 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
     let logs = logs.canonicalize().context("finding the directory of the logs")?;
 
     net::set_up(directory).await?;
-    let token = format!("{:032x}", rand::random::<u128>());
-    let lab = Arc::new(Lab::new(directory, &logs, &storm.sluice, &token)?);
+    let lab = Arc::new(Lab::new(directory, &logs, &storm.sluice)?);
     lab.prepare().await?;
     let outages = Outages::default();
     let keepers = Part::RUNNING.map(|part| (part, lab.start(part, &outages)));
@@ -73,13 +72,14 @@ async fn weather(storm: &Storm, directory: &Path) -> Result<bool> {
     net::relay(sluice.api(), Part::Api, ([127, 0, 0, 1], API_PORT).into()).await?;
     net::relay(sluice.edge(), Part::Edge, edge.parse()?).await?;
     sluice.set("API_URL", format!("http://{}", sluice.api()));
-    sluice.set("API_TOKEN", &token);
     let connection = serde_json::json!({
         "api": sluice.api(), "edge": edge, "nats_url": lab.nats_url(), "database_url": lab.database_url(),
     });
     sluice.write("connection.json", &connection.to_string())?;
-    let caller = Caller::new(sluice.api(), &token)?;
+    let caller = Caller::new(sluice.api())?;
     await_health(&caller).await?;
+    sluice.sign_in("admin", lab.password()).await?;
+    let caller = caller.with_token(sluice.token("storm").await?);
     for declaration in stages::declarations() {
         sluice.apply(&declaration).await?;
     }

@@ -26,12 +26,11 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// What would lead a `sluice` elsewhere than to this installation.
-const FOREIGN: [&str; 11] = [
+const FOREIGN: [&str; 10] = [
     "DATABASE_URL",
     "NATS_URL",
     "API_URL",
     "API_TOKEN",
-    "ADMIN_TOKEN",
     "ADMIN_PASSWORD",
     "JWT_SECRET_KEY",
     "PUBLIC_URL",
@@ -64,6 +63,8 @@ impl Sluice {
         let edge = format!("127.0.0.1:{}", free_port());
         let environment = vec![
             ("DATA_DIR", data.path().display().to_string()),
+            // Where the command line keeps who signed in.
+            ("XDG_CONFIG_HOME", data.path().join("config").display().to_string()),
             ("API_LISTEN", api.clone()),
             ("EDGE_LISTEN", edge.clone()),
             ("DOCKER_HOST", docker_host.to_owned()),
@@ -78,8 +79,30 @@ impl Sluice {
         self.environment.push((name, value.into()));
     }
 
-    /// Starts `sluice up` and waits until it says that it runs.
+    /// Starts `sluice up`, waits until it says that it runs, and signs in as its first administrator.
     pub async fn start(&mut self) -> Result<()> {
+        self.start_only().await?;
+        if !self.path("config").exists() {
+            let password = fs::read_to_string(self.path("admin-password")).context("reading the first password")?;
+            self.sign_in("admin", &password).await?;
+        }
+        Ok(())
+    }
+
+    /// The commands that come act in the name of `name`.
+    pub async fn sign_in(&self, name: &str, password: &str) -> Result<()> {
+        let output = self.output_with_input(&["login", name], password).await?;
+        ensure!(output.status.success(), "signing in: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// A new token with every permission, for what speaks to the API itself.
+    pub async fn token(&self, name: &str) -> Result<String> {
+        let made = self.json(&["token", "create", name, "--role", "admin"]).await?;
+        Ok(made["token"].as_str().context("a new token shows its text")?.to_owned())
+    }
+
+    async fn start_only(&mut self) -> Result<()> {
         let log =
             File::options().create(true).append(true).open(self.log()).context("opening the log of `sluice up`")?;
         let mut up = self
@@ -144,7 +167,7 @@ impl Sluice {
         self.output_with_input(arguments, "").await
     }
 
-    /// The same, signed in with another token than the administrator's.
+    /// The same, signed in with `token` instead.
     pub async fn output_as(&self, token: &str, arguments: &[&str]) -> Result<Output> {
         let mut command = self.command(arguments);
         command.env("API_TOKEN", token);

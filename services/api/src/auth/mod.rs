@@ -33,20 +33,18 @@ use eventlog::{EventLog, ExecuteError, Secret, Transaction};
 pub(crate) use cookie::Cookies;
 pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
-pub(crate) use people::Profile;
+pub(crate) use people::{People, Profile};
 pub(crate) use principal::{Principal, Who};
-pub(crate) use secret::{Token, digest, new_token, random_secret, same_secret};
+pub(crate) use secret::{digest, new_token, random_secret, same_secret};
 pub use settings::Identity;
 pub(crate) use watch::watched;
 
-use self::{address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, people::People, secret::Secrets};
+use self::{address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, secret::Secrets};
 use crate::problem::Error;
 
 /// What signing in needs, once for a process.
 pub(crate) struct Auth {
     log: EventLog,
-    /// The administrator's token of the environment.
-    pub(crate) token: Token,
     settings: Identity,
     addresses: Addresses,
     secrets: Secrets,
@@ -64,7 +62,7 @@ pub(crate) struct SignedIn {
 }
 
 impl Auth {
-    pub(crate) async fn open(log: &EventLog, admin_token: &str, settings: Identity) -> Result<Self> {
+    pub(crate) async fn open(log: &EventLog, settings: Identity) -> Result<Self> {
         let addresses = settings.check()?;
         let secrets = Secrets::new(log);
         let people = People::open(log).await.context(
@@ -73,7 +71,6 @@ impl Auth {
         let handles = Handles::open(log, &settings).await.context("opening the keys of sessions in the vault")?;
         let auth = Self {
             log: log.clone(),
-            token: Token::new(admin_token),
             addresses,
             secrets,
             handles,
@@ -322,9 +319,6 @@ impl Auth {
 
     /// Who holds this API token. None for whom nobody knows.
     async fn bearer(&self, presented: &str, now: DateTime<Utc>) -> Result<Option<Principal>, Error> {
-        if self.token.matches(presented) {
-            return Ok(Some(Principal::bootstrap()));
-        }
         let Some(id) = secret::token_id(presented) else { return Ok(None) };
         let Some((secret, principal)) = self.token_holder(id, now).await? else { return Ok(None) };
         let Some(kept) = self.secrets.get(&secret).await? else { return Ok(None) };
@@ -384,7 +378,6 @@ impl Auth {
             return Ok(false);
         }
         let found = match principal.who {
-            Who::Bootstrap => return Ok(true),
             Who::Token { token, .. } => self.token_holder(token, now).await?.map(|(_, found)| found),
             Who::Session { user, session } => self.session_holder(user, session, now).await?.map(|(found, _)| found),
         };
@@ -399,7 +392,7 @@ impl Auth {
                 Ok(self.log.execute(&Key::<Session>::session(session), logout, context).await?.sequence)
             }
             Who::Token { user: Some(_), token } => self.revoke(token, context).await,
-            Who::Token { user: None, .. } | Who::Bootstrap => Err(Error::NotSignedIn),
+            Who::Token { user: None, .. } => Err(Error::NotSignedIn),
         }
     }
 

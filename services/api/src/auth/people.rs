@@ -1,5 +1,5 @@
-//! Who people are, readable only with a key of each person's own; and the digests by which names and addresses stand
-//! where everybody may read.
+//! Who people are, readable only with a key of each person's own; and the digests by which names, addresses and what
+//! was sent stand where everybody may read.
 
 use domain::{UserId, address::Source, user::Sealed};
 use eventlog::{EventLog, Secret, Vault, vault::Sealer};
@@ -74,17 +74,23 @@ impl People {
 
     /// Under which the name stands in the log. Names that differ in case only are one.
     pub(crate) fn handle(&self, name: &str) -> String {
-        self.digest("name", &name.trim().to_ascii_lowercase())
+        self.digest("name", name.trim().to_ascii_lowercase())
     }
 
     /// Under which what is known of an address is kept.
     pub(crate) fn source(&self, source: Source) -> String {
-        self.digest("source", &source.to_string())
+        self.digest("source", source.to_string())
     }
 
-    fn digest(&self, purpose: &str, text: &str) -> String {
+    /// Under which a command stands in the log: of the `parts` that it came in, which may hold a password.
+    pub(crate) fn command(&self, parts: &[&[u8]]) -> String {
+        let framed = parts.iter().flat_map(|part| [&(part.len() as u64).to_be_bytes(), *part].concat());
+        self.digest("command", framed.collect::<Vec<_>>())
+    }
+
+    fn digest(&self, purpose: &str, text: impl AsRef<[u8]>) -> String {
         let Ok(mac) = Hmac::<Sha256>::new_from_slice(self.names.expose()) else { return String::new() };
-        hex::encode(mac.chain_update(purpose).chain_update([0]).chain_update(text).finalize().into_bytes())
+        hex::encode(mac.chain_update(purpose).chain_update([0]).chain_update(text.as_ref()).finalize().into_bytes())
     }
 
     pub(crate) async fn seal(&self, id: UserId, profile: &Profile) -> Result<Sealed, Error> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use chrono::{DateTime, Utc};
-use domain::{Grant, Role, SessionId, Slug, TokenId, UserId};
+use domain::{Grant, SessionId, Slug, TokenId, UserId};
 use http::request::Parts;
 
 use crate::{Api, problem::Error};
@@ -21,8 +21,6 @@ pub(crate) struct Principal {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
-    /// The administrator's token of the environment.
-    Bootstrap,
     Session {
         user: UserId,
         session: SessionId,
@@ -39,15 +37,10 @@ pub(crate) fn actor(user: UserId) -> Arc<str> {
 }
 
 impl Principal {
-    pub(super) fn bootstrap() -> Self {
-        Self { actor: "admin".into(), grant: Grant::everywhere(Role::Admin), who: Who::Bootstrap, until: None }
-    }
-
     pub(crate) fn user(&self) -> Option<UserId> {
         match self.who {
             Who::Session { user, .. } => Some(user),
             Who::Token { user, .. } => user,
-            Who::Bootstrap => None,
         }
     }
 

@@ -17,33 +17,6 @@ const PREFIX: &str = "sluice_";
 /// Secrets of the vault that are kept at hand.
 const CACHED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
-/// The administrator's token, as a digest: all that is needed to recognise it.
-#[derive(Clone)]
-pub(crate) struct Token([u8; 32]);
-
-impl Token {
-    pub(crate) fn new(secret: &str) -> Self {
-        Self(Sha256::digest(secret).into())
-    }
-
-    /// Digests hide where the two differ, and their length.
-    pub(super) fn matches(&self, presented: &str) -> bool {
-        same(&self.0, &Sha256::digest(presented))
-    }
-
-    /// A digest of `parts` that nobody without the token can compute or guess from: it may stand in
-    /// the event log, even where the parts hold a password.
-    pub(crate) fn seal(&self, parts: &[&[u8]]) -> String {
-        let mut inner = Sha256::new();
-        for part in parts {
-            inner.update((part.len() as u64).to_be_bytes());
-            inner.update(part);
-        }
-        let outer = Sha256::new().chain_update(self.0).chain_update(inner.finalize()).finalize();
-        hex::encode(outer)
-    }
-}
-
 /// A new API token for the holder that `id` names. 256 random bits stand behind the id.
 pub(crate) fn new_token(id: TokenId) -> String {
     format!("{PREFIX}{}_{}", id.0.simple(), random_secret())
@@ -120,13 +93,5 @@ mod tests {
         for bad in ["", "sluice_", "sluice__", "sluice_x_y", &one[PREFIX.len()..]] {
             assert_eq!(token_id(bad), None, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn a_seal_depends_on_the_token_and_on_where_parts_begin() {
-        let token = Token::new("secret");
-        assert_eq!(token.seal(&[b"a", b"b"]), token.seal(&[b"a", b"b"]));
-        assert_ne!(token.seal(&[b"a", b"b"]), token.seal(&[b"ab", b""]));
-        assert_ne!(token.seal(&[b"a"]), Token::new("other").seal(&[b"a"]));
     }
 }

@@ -55,7 +55,6 @@ async fn over(auth: Arc<Auth>, caller: Principal, mut changes: Receiver<Arc<str>
 fn subjects(caller: &Principal) -> Vec<String> {
     let user = caller.user().map(|user| format!("sluice.events.user.{user}."));
     let own = match caller.who {
-        Who::Bootstrap => None,
         Who::Session { session, .. } => Some(format!("sluice.events.session.{session}.")),
         Who::Token { token, .. } => Some(format!("sluice.events.token.{token}.")),
     };

@@ -100,7 +100,7 @@ impl Me {
         let (id, via) = match caller.who {
             Who::Session { user, .. } => (Some(user), Via::Session),
             Who::Token { user: Some(user), .. } => (Some(user), Via::PersonalToken),
-            Who::Token { user: None, .. } | Who::Bootstrap => (None, Via::MachineToken),
+            Who::Token { user: None, .. } => (None, Via::MachineToken),
         };
         let person = match id {
             Some(id) => api.log.fold(&Key::<User>::user(id)).await?.state.person.clone(),

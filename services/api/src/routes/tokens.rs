@@ -136,7 +136,7 @@ pub(super) async fn make(
     // What a token makes does not outlive it.
     let end = match caller.who {
         auth::Who::Token { .. } => end.into_iter().chain(caller.until).min(),
-        auth::Who::Session { .. } | auth::Who::Bootstrap => end,
+        auth::Who::Session { .. } => end,
     };
     let token = auth::new_token(id);
     let secret = format!("token/{id}/{}", runtime::clock::new_id());

@@ -35,6 +35,8 @@ const SIGNED: &str = "/hooks/github/db";
 #[tokio::test]
 async fn nothing_but_health_answers_without_the_token() {
     let app = App::start().await;
+    // One that no request among them signs out.
+    let machine = app.token("machine", "admin").await;
     let operations = operations();
     assert!(operations.len() > 20, "{operations:?}");
     let public: Vec<_> = operations.iter().filter(|(_, _, public)| *public).map(|(_, path, _)| path.as_str()).collect();
@@ -45,7 +47,7 @@ async fn nothing_but_health_answers_without_the_token() {
         let plain = || app.http.request(method.clone(), &url);
         if path == SIGNED {
             // Not even the administrator's token makes a message of it.
-            for unproven in [plain(), plain().bearer_auth(crate::app::TOKEN)] {
+            for unproven in [plain(), plain().bearer_auth(&machine.token)] {
                 Answer::of(unproven).await.problem(401, "bad_signature");
             }
             continue;
@@ -65,13 +67,13 @@ async fn nothing_but_health_answers_without_the_token() {
             plain().bearer_auth("a-token-of-at-least-32-characterS"),
             plain().bearer_auth(""),
             plain().header("authorization", "Basic YWRtaW46YWRtaW4="),
-            app.http.request(method.clone(), format!("{url}?token={}", crate::app::TOKEN)),
+            app.http.request(method.clone(), format!("{url}?token={}", machine.token)),
         ] {
             let answer = Answer::of(refused).await;
             assert_eq!(answer.headers["www-authenticate"], "Bearer");
             answer.problem(401, "unauthorized");
         }
-        let answer = Answer::of(plain().bearer_auth(crate::app::TOKEN).timeout(std::time::Duration::from_secs(5)));
+        let answer = Answer::of(plain().bearer_auth(&machine.token).timeout(std::time::Duration::from_secs(5)));
         if path.ends_with("/stream") {
             continue;
         }
@@ -86,11 +88,11 @@ async fn an_address_that_does_not_exist_says_so_only_to_those_who_may_know() {
     for path in ["/api/v1/nothing", "/api/v2/projects", "/api", "/", "/api/v1/projects/shop/secret"] {
         let url = format!("{}{path}", app.base);
         Answer::of(app.http.get(&url)).await.problem(401, "unauthorized");
-        Answer::of(app.http.get(&url).bearer_auth(crate::app::TOKEN)).await.problem(404, "no_such_path");
+        Answer::of(app.http.get(&url).bearer_auth(&app.token)).await.problem(404, "no_such_path");
     }
     let url = format!("{}/api/v1/projects", app.base);
     Answer::of(app.http.delete(&url)).await.problem(401, "unauthorized");
-    Answer::of(app.http.delete(&url).bearer_auth(crate::app::TOKEN)).await.problem(405, "method_not_allowed");
+    Answer::of(app.http.delete(&url).bearer_auth(&app.token)).await.problem(405, "method_not_allowed");
     app.stop().await;
 }
 
@@ -117,6 +119,6 @@ async fn the_request_that_caused_an_event_is_named_in_it() {
         futures::StreamExt::collect(futures::StreamExt::take(app.log.follow(">", sequence - 1), 1)).await;
     let event = events.into_iter().next().expect("one").expect("readable");
     assert_eq!(event.context.request_id.as_deref(), answer.headers["x-request-id"].to_str().ok());
-    assert_eq!(event.context.actor, "admin");
+    assert_eq!(event.context.actor, app.admin);
     app.stop().await;
 }

@@ -21,7 +21,6 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const TOKEN: &str = "a-token-of-at-least-32-characters";
 pub(crate) const NODE: &str = "local";
 
 /// Tag or digest as asked for, and what it means now.
@@ -39,13 +38,17 @@ pub(crate) struct App {
     pool: readmodel::PgPool,
     directory: tempfile::TempDir,
     pub(crate) identity: api::Identity,
+    /// The administrator's own.
+    pub(crate) token: String,
+    /// Of the administrator, as events name them.
+    pub(crate) admin: String,
 }
 
 /// Of the first administrator.
 pub(crate) const PASSWORD: &str = "the administrator's password";
 
-/// Events by which the first administrator comes to be.
-pub(crate) const FOUNDED: u64 = 4;
+/// Events by which the first administrator comes to be, and signs in for a token.
+pub(crate) const FOUNDED: u64 = 5;
 
 /// Settings that let a test try as often as it likes.
 pub(crate) fn identity() -> api::Identity {
@@ -94,6 +97,8 @@ impl App {
             pool,
             directory,
             identity,
+            token: String::new(),
+            admin: String::new(),
         };
         if without != Without::Projector {
             app.start_projector().await;
@@ -102,7 +107,15 @@ impl App {
             app.start_node().await;
         }
         app.start_api(port).await;
+        app.sign_in().await;
         app
+    }
+
+    async fn sign_in(&mut self) {
+        let who = json!({ "name": "admin", "password": PASSWORD, "token_name": "tests" });
+        let made = Answer::of(self.http.post(format!("{}/api/v1/auth/token", self.base)).json(&who)).await;
+        self.token = made.ok()["token"].as_str().expect("a token").to_owned();
+        self.admin = self.get("/auth/me").await.ok()["actor"].as_str().expect("who it is").to_owned();
     }
 
     pub(crate) async fn start_projector(&mut self) {
@@ -148,12 +161,8 @@ impl App {
     }
 
     async fn start_api(&mut self, port: u16) {
-        let config = api::Config {
-            listen: ([127, 0, 0, 1], port).into(),
-            admin_token: TOKEN.into(),
-            node: NODE.into(),
-            identity: self.identity.clone(),
-        };
+        let config =
+            api::Config { listen: ([127, 0, 0, 1], port).into(), node: NODE.into(), identity: self.identity.clone() };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());
         self.tasks.spawn(async move { api::run(config, log, pool, stop).await.expect("the API ends in order") });
@@ -192,7 +201,7 @@ impl App {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}/api/v1{path}", self.base)).bearer_auth(TOKEN)
+        self.http.request(method, format!("{}/api/v1{path}", self.base)).bearer_auth(&self.token)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -20,7 +20,7 @@ async fn a_deployment_carries_the_digest_and_is_read_through_to_its_end() {
     assert_eq!((&read["status"], &read["image"]["digest"]), (&json!("dispatched"), &json!(image.digest)));
     assert_eq!(
         (&read["requested_by"], &read["project"], &read["stage"]),
-        (&json!("admin"), &json!("shop"), &json!("dev"))
+        (&json!(app.admin), &json!("shop"), &json!("dev"))
     );
 
     let sequence = app.work("shop", "dev", id.parse().expect("a UUID")).await;

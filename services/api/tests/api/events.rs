@@ -92,7 +92,7 @@ async fn events_are_found_by_subject_type_text_and_position() {
     let find = async |query: &str| app.get(&format!("/events?at_least={last}&{query}")).await.ok()["events"].clone();
     let all = find("limit=500").await;
     assert_eq!(all.as_array().map(Vec::len), Some(last as usize));
-    assert_eq!((&all[0]["sequence"], &all[0]["actor"]), (&json!(last), &json!("admin")));
+    assert_eq!((&all[0]["sequence"], &all[0]["actor"]), (&json!(last), &json!(app.admin)));
     assert_eq!(find("subject=sluice.events.project.shop.>").await.as_array().map(Vec::len), Some(3));
     assert_eq!(find("subject=sluice.events.project.*.created").await.as_array().map(Vec::len), Some(2));
     assert_eq!(find("project=blog&type=dev.sluice.project.created.v1").await.as_array().map(Vec::len), Some(1));
@@ -112,7 +112,7 @@ async fn a_listener_gets_the_stored_event_with_its_sequence_and_type() {
     let event: Value = serde_json::from_str(&message.data).expect("JSON");
     assert_eq!((&event["specversion"], &event["type"]), (&json!("1.0"), &json!("dev.sluice.project.created.v1")));
     assert_eq!((&event["subject"], &event["data"]), (&json!("project.shop"), &json!({ "name": "shop" })));
-    assert_eq!(event["actor"], "admin");
+    assert_eq!(event["actor"], *app.admin);
     assert!(event["requestid"].is_string() && event["commandid"].is_string());
     app.stop().await;
 }

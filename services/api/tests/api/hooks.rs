@@ -67,7 +67,7 @@ async fn a_message_gets_through_with_its_secret_and_never_without() {
     let What::Pushed(pushed) = message.what else { panic!("a push") };
     assert_eq!((pushed[0].repository.as_str(), pushed[0].tag.as_str()), ("r.test/team/shop", "v1"));
 
-    let admin = format!("Bearer {}", crate::app::TOKEN);
+    let admin = format!("Bearer {}", app.token);
     for (path, authorization) in [
         ("distribution/images", "Bearer wrong"),
         ("distribution/images", ""),

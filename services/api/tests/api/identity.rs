@@ -104,7 +104,6 @@ async fn without_an_administrator_nothing_starts_without_a_good_password_for_one
     for password in [None, Some("password"), Some("short")] {
         let config = api::Config {
             listen: "127.0.0.1:0".parse().expect("an address"),
-            admin_token: crate::app::TOKEN.into(),
             node: "local".into(),
             identity: api::Identity { admin_password: password.map(Into::into), ..identity() },
         };

@@ -90,7 +90,7 @@ async fn knows(app: &App, credential: &Credential) -> bool {
 
 /// Everybody: the living by role and kind, the dead by what they died of.
 async fn callers(app: &mut App) -> Vec<Caller> {
-    let root = Credential::Token(crate::app::TOKEN.into());
+    let root = Credential::Token(app.token.clone());
     let mut all = vec![
         Caller { name: "anonymous".into(), credential: Credential::Nothing, grant: None },
         Caller { name: "made up".into(), credential: Credential::Token("sluice_x_y".into()), grant: None },

@@ -113,7 +113,7 @@ async fn a_lock_keeps_deployments_away_and_says_why() {
     let sequence = app.put(lock, json!({ "reason": "migration runs" })).await.accepted();
     assert_eq!(app.put(lock, json!({ "reason": "migration runs" })).await.accepted(), sequence);
     let stage = app.get(&format!("/projects/shop/stages/dev?at_least={sequence}")).await.ok();
-    assert_eq!((&stage["lock"]["owner"], &stage["lock"]["reason"]), (&json!("admin"), &json!("migration runs")));
+    assert_eq!((&stage["lock"]["owner"], &stage["lock"]["reason"]), (&json!(app.admin), &json!("migration runs")));
     let deploy = || app.post("/projects/shop/stages/dev/deployments", json!({ "image": "v1" }));
     let problem = deploy().await.problem(423, "stage_locked");
     assert!(problem["detail"].as_str().expect("text").contains("migration runs"));

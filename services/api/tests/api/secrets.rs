@@ -24,7 +24,7 @@ async fn a_secret_is_set_anew_listed_and_forgotten_and_its_value_told_nowhere() 
     assert_eq!(again.accepted(), second);
     app.keyed(Method::PUT, path, json!({ "value": "another" }), "k").await.problem(422, "idempotency_key_reused");
     let shop = app.get(&format!("/projects/shop?at_least={second}")).await.ok();
-    assert_eq!((&shop["secrets"]["db"]["version"], &shop["secrets"]["db"]["set_by"]), (&json!(2), &json!("admin")));
+    assert_eq!((&shop["secrets"]["db"]["version"], &shop["secrets"]["db"]["set_by"]), (&json!(2), &json!(app.admin)));
     let sequence = deploy().await.accepted();
     app.delete(path).await.problem(409, "secret_in_use");
 

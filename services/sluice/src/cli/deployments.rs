@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     Target,
     exit::{Code, Failure},
+    people::People,
     rollout,
     ui::{self, Ui},
 };
@@ -53,7 +54,7 @@ pub(super) async fn list(args: List, client: &Client, ui: &Ui) -> Result<Code, F
         ui.document(&found)?;
         return Ok(Code::Ok);
     }
-    let deployments: Vec<Deployment> = client::read(found.into())?;
+    let deployments: Vec<Deployment> = client::read(People::new(client).named(found.into()).await)?;
     if deployments.is_empty() {
         ui.note("no deployments here yet: `sluice deploy PROJECT STAGE IMAGE` makes one");
         return Ok(Code::Ok);
@@ -92,7 +93,7 @@ async fn exists(project: Option<Slug>, stage: Option<Slug>, client: &Client) -> 
 
 pub(super) async fn show(args: Show, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     let answer = client.get(&format!("/deployments/{}", args.id), &[]).await?;
-    let deployment: Deployment = client::read(answer.clone())?;
+    let deployment: Deployment = client::read(People::new(client).named(answer.clone()).await)?;
     if args.follow {
         let target = Target {
             project: deployment.project.parse().map_err(not_a_name)?,

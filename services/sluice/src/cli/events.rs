@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     exit::{Code, Failure},
+    people::People,
     ui::{self, Ui},
 };
 use crate::client::{self, Client, Event};
@@ -73,7 +74,9 @@ async fn list(args: Events, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     if args.after.is_none() {
         events.reverse();
     }
+    let mut people = People::new(client);
     for event in events {
+        let event = people.named(event).await;
         let Position { sequence, subject } = client::read(event.clone())?;
         line(sequence, &subject, &client::read(event)?, ui)?;
     }
@@ -93,12 +96,14 @@ async fn follow(args: Events, client: &Client, ui: &Ui) -> Result<Code, Failure>
     };
     query.extend(after.map(|after| ("after", after.to_string())));
     let mut events = client.follow("/events/stream", &query);
+    let mut people = People::new(client);
     loop {
         let message = events.next().await?;
         let event = message.document()?;
         if ui.json {
             ui.entry(&event)?;
         } else {
+            let event = people.named(event).await;
             let Position { sequence, subject } = client::read(event.clone())?;
             line(sequence, &subject, &client::read(event)?, ui)?;
         }

@@ -23,7 +23,7 @@ Exit codes:
 
 Environment:
   API_URL    where Sluice answers; by default what `sluice up` wrote down, else http://127.0.0.1:7070
-  API_TOKEN  how to sign in; by default as whoever did `sluice login`, else the administrator's token in DATA_DIR
+  API_TOKEN  the token to come with; by default the one that `sluice login` keeps
   DATA_DIR   where `sluice up` keeps its state";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,8 @@ impl From<client::Error> for Failure {
         let message = error.to_string();
         match error {
             client::Error::Address { .. } => Self::invalid(message),
-            client::Error::NoToken { hint, .. } => Self::new(Code::Unreachable, "no_token", message).hint(hint),
+            client::Error::NotSignedIn { .. } => Self::new(Code::Unreachable, "not_signed_in", message)
+                .hint("sign in with `sluice login NAME`; a program sets API_TOKEN"),
             client::Error::Unreachable { .. } => Self::new(Code::Unreachable, "unreachable", message)
                 .hint("start it with `sluice up`, or set API_URL to where it answers"),
             client::Error::Unreadable { .. } | client::Error::Misunderstood(_) => {
@@ -113,7 +114,7 @@ impl From<Box<client::Problem>> for Failure {
         // What the API advises is meant for programs that speak to it; here a person types commands.
         let hint = match problem.code.as_str() {
             "unauthorized" => {
-                Some("set API_TOKEN to a token of this installation, or run as the user who started `sluice up`")
+                Some("sign in with `sluice login NAME`; a program sets API_TOKEN to a token of this installation")
             }
             "timed_out" | "log_unavailable" => {
                 Some("it may have been carried out: look at `sluice status`, and at `sluice health` for what is away")

@@ -11,6 +11,7 @@ pub(crate) mod exit;
 mod health;
 mod hook;
 mod logs;
+mod people;
 mod policy;
 mod project;
 mod promotion;

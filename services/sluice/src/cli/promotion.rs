@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Target,
     exit::{Code, Failure},
+    people::People,
     rollout,
     ui::{self, Ui},
 };
@@ -198,7 +199,7 @@ async fn list(args: List, client: &Client, ui: &Ui) -> Result<Code, Failure> {
         ui.document(&found)?;
         return Ok(Code::Ok);
     }
-    let promotions: Vec<Promotion> = client::read(found.into())?;
+    let promotions: Vec<Promotion> = client::read(People::new(client).named(found.into()).await)?;
     if promotions.is_empty() {
         ui.note("no promotions here yet: `sluice promote PROJECT STAGE` asks for one");
         return Ok(Code::Ok);
@@ -228,7 +229,7 @@ async fn show(id: PromotionId, client: &Client, ui: &Ui) -> Result<Code, Failure
         ui.document(&answer)?;
         return Ok(Code::Ok);
     }
-    let p: Promotion = client::read(answer)?;
+    let p: Promotion = client::read(People::new(client).named(answer).await)?;
     ui.line(format!("promotion   {}", p.id))?;
     ui.line(format!("stage       {}/{}, from {}", p.project, p.stage, p.source))?;
     ui.line(format!("digest      {}", p.digest.as_deref().unwrap_or("none: the source ran nothing")))?;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     exit::{Code, Failure},
+    people::People,
     prompt,
     ui::{self, Ui},
 };
@@ -69,7 +70,7 @@ async fn list(project: &Slug, client: &Client, ui: &Ui) -> Result<(), Failure> {
         ui.document(&answer["secrets"])?;
         return Ok(());
     }
-    let project: Project = client::read(answer)?;
+    let project: Project = client::read(People::new(client).named(answer).await)?;
     if project.secrets.is_empty() {
         ui.note(format!("no secrets yet: `sluice secret set {} NAME` sets one", project.slug));
         return Ok(());

@@ -6,6 +6,7 @@ use reqwest::Method;
 
 use super::{
     exit::{Code, Failure},
+    people::People,
     ui::{self, Ui},
 };
 use crate::client::{self, Client, Parts};
@@ -40,11 +41,11 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         return Ok(());
     }
     let sessions: Vec<client::Session> = client::read(answer)?;
-    let people = client.get("/people", &[]).await?;
-    let rows = sessions.into_iter().map(|session| {
-        let user = people[session.user_id.to_string()].as_str().map_or_else(|| session.user_id.to_string(), ui::clean);
-        [user, session.method, ui::date(session.opened_at), ui::date(session.expires_at), session.id.to_string()]
-    });
-    ui.table(["USER", "BY", "OPENED", "ENDS", "SESSION-ID"], rows.collect())?;
+    let (mut people, mut rows) = (People::new(client), Vec::new());
+    for session in sessions {
+        let (opened, ends) = (ui::date(session.opened_at), ui::date(session.expires_at));
+        rows.push([people.name(session.user_id).await, session.method, opened, ends, session.id.to_string()]);
+    }
+    ui.table(["USER", "BY", "OPENED", "ENDS", "SESSION-ID"], rows)?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     Target,
     exit::{Code, Failure},
+    people::People,
     rollout,
     ui::{self, Ui},
 };
@@ -23,19 +24,19 @@ pub(super) async fn run(args: Status, client: &Client, ui: &Ui) -> Result<Code, 
     match (args.project, args.stage) {
         (Some(project), Some(stage)) => {
             let target = Target { project, stage };
-            one(&client.get(&target.path(""), &[]).await?, ui)
+            one(client.get(&target.path(""), &[]).await?, client, ui).await
         }
-        (Some(project), None) => many(&client.get(&format!("/projects/{project}/stages"), &[]).await?, ui),
-        (None, _) => many(&client.get("/stages", &[]).await?, ui),
+        (Some(project), None) => many(client.get(&format!("/projects/{project}/stages"), &[]).await?, client, ui).await,
+        (None, _) => many(client.get("/stages", &[]).await?, client, ui).await,
     }
 }
 
-fn many(answer: &Value, ui: &Ui) -> Result<Code, Failure> {
+async fn many(answer: Value, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     if ui.json {
-        ui.document(answer)?;
+        ui.document(&answer)?;
         return Ok(Code::Ok);
     }
-    let stages: Vec<Stage> = client::read(answer.clone())?;
+    let stages: Vec<Stage> = client::read(People::new(client).named(answer).await)?;
     if stages.is_empty() {
         ui.note("no stages yet: declare them with `sluice project apply -f sluice.yaml`");
         return Ok(Code::Ok);
@@ -80,12 +81,12 @@ fn on_its_way(active: &Active) -> String {
     }
 }
 
-fn one(answer: &Value, ui: &Ui) -> Result<Code, Failure> {
+async fn one(answer: Value, client: &Client, ui: &Ui) -> Result<Code, Failure> {
     if ui.json {
-        ui.document(answer)?;
+        ui.document(&answer)?;
         return Ok(Code::Ok);
     }
-    let stage: Stage = client::read(answer.clone())?;
+    let stage: Stage = client::read(People::new(client).named(answer).await)?;
     let now = runtime::clock::now();
     let archived = if stage.archived { " (archived)" } else { "" };
     ui.line(format!("stage       {}/{}{archived}", stage.project, stage.stage))?;

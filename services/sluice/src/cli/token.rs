@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     exit::{Code, Failure},
+    people::People,
     ui::{self, Ui},
 };
 use crate::client::{self, Client, Parts};
@@ -123,18 +124,23 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         ui.document(&answer)?;
         return Ok(());
     }
-    let tokens: Vec<client::Token> = client::read(answer)?;
+    let mut people = People::new(client);
+    let tokens: Vec<client::Token> = client::read(people.named(answer).await)?;
     if tokens.is_empty() {
         ui.note("no tokens yet: `sluice token create NAME --role operator` makes one");
         return Ok(());
     }
-    let rows = tokens.into_iter().map(|t| {
+    let mut rows = Vec::new();
+    for t in tokens {
         let grant = Grant { role: t.role, projects: t.projects }.to_string();
-        let owner = t.owner.map_or_else(|| "-".to_owned(), |owner| owner.to_string());
+        let owner = match t.owner {
+            Some(owner) => people.name(owner).await,
+            None => "-".to_owned(),
+        };
         let end = t.expires_at.map_or_else(|| "never".to_owned(), ui::date);
-        [t.name, grant, owner, end, ui::date(t.created_at), t.created_by, t.id.to_string()]
-    });
-    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "CREATED", "BY", "TOKEN-ID"], rows.collect())?;
+        rows.push([t.name, grant, owner, end, ui::date(t.created_at), t.created_by, t.id.to_string()]);
+    }
+    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "CREATED", "BY", "TOKEN-ID"], rows)?;
     Ok(())
 }
 

@@ -24,7 +24,6 @@ pub(super) struct Generated {
     pub(super) nats_password: String,
     pub(super) postgres_port: u16,
     pub(super) postgres_password: String,
-    pub(super) admin_token: String,
     /// Empty in what was generated before there were sessions.
     #[serde(default)]
     pub(super) jwt_secret: String,
@@ -91,7 +90,6 @@ impl DataDir {
             nats_password: secret(),
             postgres_port: free_port()?,
             postgres_password: secret(),
-            admin_token: secret(),
             jwt_secret: secret(),
             admin_password: secret(),
         };
@@ -143,8 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let first = DataDir::open(dir.path().join("data")).expect("opens");
         let generated = first.generated().expect("generates");
-        let secrets =
-            |found: &Generated| [found.admin_token.clone(), found.jwt_secret.clone(), found.admin_password.clone()];
+        let secrets = |found: &Generated| [found.jwt_secret.clone(), found.admin_password.clone()];
         assert!(secrets(&generated).iter().all(|secret| secret.len() == 64));
         assert_eq!(secrets(&first.generated().expect("reads")), secrets(&generated));
         // As an earlier version left it.
@@ -152,7 +149,7 @@ mod tests {
         old.as_object_mut().expect("an object").retain(|name, _| name != "jwt_secret" && name != "admin_password");
         first.write_private("generated.json", old.to_string().as_bytes()).expect("written");
         let grown = first.generated().expect("reads");
-        assert_eq!((grown.admin_token.len(), grown.jwt_secret.len(), grown.admin_password.len()), (64, 64, 64));
+        assert_eq!((grown.jwt_secret.len(), grown.admin_password.len()), (64, 64));
         assert_eq!(secrets(&first.generated().expect("reads")), secrets(&grown));
         let mode = fs::metadata(first.path("generated.json")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -21,6 +21,8 @@ use crate::roles;
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// For a role, beyond the time that it gives its own work.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
+/// Where the password lies that the first administrator was given.
+const PASSWORD_FILE: &str = "admin-password";
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs until a signal; `Ok` when everything has been stopped in order.
@@ -72,8 +74,9 @@ async fn start(
         }
     };
     eventlog::vault::create_key(&data.path("vault.key")).context("creating the vault's master key")?;
-    data.write_private("admin-token", generated.admin_token.as_bytes())?;
-    data.write_private("admin-password", generated.admin_password.as_bytes())?;
+    if runtime::env::optional("ADMIN_PASSWORD").is_none() {
+        data.write_private(PASSWORD_FILE, generated.admin_password.as_bytes())?;
+    }
     let api = format!("http://{}", roles::api_listen()?);
     let edge = format!("http://{}", roles::edge_listen()?);
     let connection = Connection { api: &api, edge: &edge, nats_url: &nats_url, database_url: &database_url };
@@ -83,7 +86,6 @@ async fn start(
     // Each role is told what it needs and no more.
     let nats = ("NATS_URL", OsString::from(nats_url));
     let database = ("DATABASE_URL", OsString::from(database_url));
-    let token = ("ADMIN_TOKEN", OsString::from(&generated.admin_token));
     // What the environment sets is handed on as it is.
     let or_generated = |name: &'static str, generated: &str| {
         (name, runtime::env::optional(name).map_or_else(|| generated.into(), OsString::from))
@@ -95,7 +97,7 @@ async fn start(
         ("projector", vec![nats.clone(), database.clone()]),
         ("deployer", vec![nats.clone()]),
         ("watcher", vec![nats.clone()]),
-        ("api", vec![nats, database, token, jwt, password]),
+        ("api", vec![nats, database, jwt, password]),
     ];
     for (role, env) in roles {
         children.push(supervise(role_spec(role, &program, &env, data)?)?);
@@ -158,14 +160,15 @@ async fn healthy(api: &str, shutdown: &CancellationToken) -> Result<()> {
 
 fn announce(data: &DataDir, api: &str, edge: &str) -> Result<()> {
     let dir = data.root().display();
-    let (token, password) = (data.path("admin-token"), data.path("admin-password"));
+    let generated = data.path(PASSWORD_FILE);
+    let sign_in = if generated.exists() {
+        format!("sluice login admin < {}  (until they change it)", generated.display())
+    } else {
+        "sluice login NAME".to_owned()
+    };
     let text = format!(
         "\nSluice is running. Ctrl-C stops it.\n\n  API      {api}\n  traffic  {edge}\n  data     {dir}\n  sign in  \
-         on this machine the command line signs in by itself: sluice status\n           elsewhere: API_URL={api} \
-         API_TOKEN=$(cat {})\n  people   the first administrator is `admin`; \
-         unless ADMIN_PASSWORD was set or they changed it,\n           the password is in {}\n\n",
-        token.display(),
-        password.display()
+         {sign_in}\n\n"
     );
     let mut out = std::io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to the terminal")

@@ -28,11 +28,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(sluice: &Sluice) -> Result<Client> {
-        let token = std::fs::read_to_string(sluice.data_dir().join("admin-token")).context("reading the token")?;
+    pub(crate) async fn new(sluice: &Sluice) -> Result<Client> {
+        let token = sluice.token("walk").await?;
         let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).build()?;
         let base = format!("http://{}/api/v1", sluice.api());
-        Ok(Client { http, base, token: token.trim().to_owned(), accepted: Arc::default() })
+        Ok(Client { http, base, token, accepted: Arc::default() })
     }
 
     /// Everything that was answered with 202 so far.

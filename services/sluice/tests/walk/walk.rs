@@ -168,7 +168,7 @@ impl Walk {
         let mut sluice = Sluice::prepare(program, docker.host())?;
         sluice.set("DEPLOYER_CONCURRENCY", "16");
         sluice.start().await?;
-        let client = Client::new(&sluice)?;
+        let client = Client::new(&sluice).await?;
         sluice.apply(&lane::project(lanes, true)).await?;
         let (to, moments) = unbounded_channel();
         let (watching, seen) = moments::watch(log(&sluice).await?, docker.client().clone(), to);

@@ -60,8 +60,7 @@ impl Ours<'_> {
         };
         let declaration = format!("project: bench\nstages:\n{}{}", stage("present"), stage("pulled"));
         installation.apply(&declaration).await?;
-        let token = installation.data_dir().join("admin-token");
-        let token = std::fs::read_to_string(&token).context("reading the administrator's token")?.trim().to_owned();
+        let token = installation.token("bench").await?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Ours { installation, docker, http, token })
     }
