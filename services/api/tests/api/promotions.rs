@@ -40,10 +40,10 @@ impl App {
 }
 
 /// Somebody with a token.
-struct Holder<'a> {
+pub(crate) struct Holder<'a> {
     app: &'a App,
     id: String,
-    token: String,
+    pub(crate) token: String,
 }
 
 impl Holder<'_> {

@@ -128,3 +128,45 @@ fn a_setup_link_is_printed_once_and_users_are_found_by_name() {
     assert!(asked[5].contains(r#""expires_at":"20"#) && asked[5].contains(r#""personal":false"#), "{}", asked[5]);
     assert!(asked.iter().all(|request| !request.lines().next().is_some_and(|line| line.contains("ann"))));
 }
+
+#[test]
+fn people_are_shown_by_name_and_stay_what_they_are_in_json() {
+    let home = tempfile::tempdir().expect("a directory");
+    let secrets = json!({ "db": { "version": 2, "set_at": "2026-01-01T00:00:00Z", "set_by": format!("user:{ID}") },
+        "mail": { "version": 1, "set_at": "2026-01-01T00:00:00Z", "set_by": "ci" } });
+    let project = || {
+        Reply::json(
+            200,
+            &json!({ "slug": "shop", "name": "shop", "archived": false, "stages": {}, "secrets": secrets,
+        "changed_at": "2026-01-01T00:00:00Z" }),
+        )
+    };
+    let server = Server::new([
+        created(),
+        project(),
+        Reply::json(200, &json!({ ID: "Ann" })),
+        project(),
+        project(),
+        Reply::json(503, &json!({})),
+    ]);
+    run(&server, home.path(), &["login", "ann"], PASSWORD);
+    let list = ["secret", "list", "shop"];
+    let (code, out, err) = run(&server, home.path(), &list, "");
+    assert!(code == Some(0) && out.contains("Ann") && out.contains("ci") && !out.contains(ID), "{out}{err}");
+    let (_, out, _) = run(&server, home.path(), &[&list[..], &["--json"]].concat(), "");
+    assert!(out.contains(&format!("user:{ID}")), "{out}");
+    let (code, out, _) = run(&server, home.path(), &list, "");
+    assert!(code == Some(0) && out.contains(&format!("user:{ID}")), "names that cannot be had hold nothing up: {out}");
+}
+
+#[test]
+fn nothing_is_sent_in_clear_to_another_machine() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["whoami"])
+        .env("API_URL", "http://sluice.example.com")
+        .env("API_TOKEN", "sluice_personal")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("https://"), "{said}");
+}
