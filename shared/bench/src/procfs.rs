@@ -34,6 +34,14 @@ pub(crate) fn memory(pid: Pid) -> Result<Memory> {
     Ok(Memory { proportional: field("Pss").with_context(missing)?, resident: field("Rss").with_context(missing)? })
 }
 
+/// The most that a process ever held, in megabytes.
+pub(crate) fn peak_memory(pid: Pid) -> Result<f64> {
+    let text = read(pid, "status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("its peak memory")?;
+    let kibibytes: u32 = line.trim().trim_end_matches(" kB").parse().context("a size")?;
+    Ok(f64::from(kibibytes) * 1024.0 / 1e6)
+}
+
 /// Processor time since its start, in the kernel's ticks of 10 ms.
 pub(crate) fn ticks(pid: Pid) -> Result<u64> {
     let text = read(pid, "stat")?;

@@ -12,12 +12,13 @@ use domain::{
 };
 use eventlog::EventLog;
 use futures::{StreamExt, TryStreamExt, stream};
+use rustix::process::Pid;
 use tempfile::TempDir;
 use testkit::{Docker, Nats, SampleImage};
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::{
-    Bench, parts,
+    Bench, parts, procfs,
     row::{Row, Target, Unit},
 };
 
@@ -50,7 +51,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
         .env("DEPLOYER_CONCURRENCY", AT_ONCE.to_string())
         .spawn()
         .context("starting sluice deployer")?;
-    let pid = deployer.id().context("sluice deployer has ended")?;
+    let pid = deployer.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("sluice deployer has ended")?;
     let drained = tokio::select! {
         drained = timeout(LIMIT, drain(bench, &log, waiting, pid)) => drained.context("the queue does not drain")??,
         status = deployer.wait() => bail!("sluice deployer ended with {}", status?),
@@ -115,7 +116,7 @@ struct Part {
     most: f64,
 }
 
-async fn drain(bench: &Bench, log: &EventLog, mut waiting: Queues, pid: u32) -> Result<Vec<Part>> {
+async fn drain(bench: &Bench, log: &EventLog, mut waiting: Queues, pid: Pid) -> Result<Vec<Part>> {
     let mut events = std::pin::pin!(log.follow("sluice.events.stage.>", 0));
     let mut parts = Vec::new();
     let mut busy = HashSet::new();
@@ -150,7 +151,7 @@ async fn drain(bench: &Bench, log: &EventLog, mut waiting: Queues, pid: u32) -> 
             let took = began.replace(Instant::now()).context("nothing began")?.elapsed();
             parts.push(Part {
                 per_second: f64::from(u32::try_from(in_part)?) / took.as_secs_f64(),
-                peak: peak_memory(pid)?,
+                peak: procfs::peak_memory(pid)?,
                 out_of_order: f64::from(u32::try_from(out_of_order)?),
                 failed: f64::from(u32::try_from(failed)?),
                 most: f64::from(u32::try_from(most)?),
@@ -160,12 +161,4 @@ async fn drain(bench: &Bench, log: &EventLog, mut waiting: Queues, pid: u32) -> 
         }
     }
     Ok(parts)
-}
-
-/// The most that a process ever held, in megabytes.
-fn peak_memory(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading a process's status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("its peak memory")?;
-    let kibibytes: u32 = line.trim().trim_end_matches(" kB").parse().context("a size")?;
-    Ok(f64::from(kibibytes) * 1024.0 / 1e6)
 }

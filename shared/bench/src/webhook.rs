@@ -1,6 +1,8 @@
 //! From the message of a registry that a tag has moved to the requested deployment: a whole installation, and a real
 //! registry. The registry itself tells nobody and is not polled, so that the message that is timed is the only one.
 
+mod flood;
+
 use std::{
     pin::Pin,
     time::{Duration, Instant},
@@ -55,6 +57,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
         let told = [&calm, &busy].map(|rounds| rounds.last().map_or(f64::NAN, |samples| quantile(samples, 990)));
         bench.say(&format!("round {round}: p99 {:.1} ms, while others roll out {:.1} ms", told[0], told[1]));
     }
+    let flood = flood::run(bench, &mut scene).await?;
     scene.stop().await?;
 
     let mut rows = Vec::new();
@@ -79,6 +82,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
             });
         }
     }
+    rows.extend(flood);
     Ok(rows)
 }
 
@@ -206,8 +210,8 @@ stages:
         Ok(())
     }
 
-    /// Tells of the moved tag as the registry would. Gives how long the request of a deployment took.
-    async fn tell(&mut self, stage: usize) -> Result<Duration> {
+    /// What the registry would say of a moved tag.
+    fn message(&self, stage: usize, secret: &str) -> Result<reqwest::Request> {
         let followed = &self.stages[stage];
         let (manifest, host) = (followed.current(), self.registry.address());
         let digest = manifest.digest.to_str().context("a digest")?;
@@ -228,9 +232,12 @@ stages:
             "source": { "addr": host, "instanceID": runtime::clock::new_id() },
         });
         let body = serde_json::to_vec(&json!({ "events": [event] }))?;
-        let message = self.http.post(&self.hook).bearer_auth(&self.secret).header(CONTENT_TYPE, MESSAGE).body(body);
-        let message = message.build()?;
+        Ok(self.http.post(&self.hook).bearer_auth(secret).header(CONTENT_TYPE, MESSAGE).body(body).build()?)
+    }
 
+    /// Tells of the moved tag. Gives how long the request of a deployment took.
+    async fn tell(&mut self, stage: usize) -> Result<Duration> {
+        let message = self.message(stage, &self.secret)?;
         let sent = Instant::now();
         let answer = self.http.execute(message).await?.error_for_status()?.bytes().await?;
         let took = sent.elapsed();
