@@ -8,16 +8,21 @@ use std::{
     time::Duration,
 };
 
-use domain::{Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, token::Token};
+use domain::{
+    Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, session::Session, sso::Sso,
+    token::Token,
+};
 use eventlog::{Error, EventLog};
 use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::auth::ID_TOKENS;
 
 /// Between two looks: much longer than any request takes.
 const PAUSE: Duration = Duration::from_secs(3600);
 /// For one look.
 const LIMIT: Duration = Duration::from_secs(300);
 /// What the API keeps in the vault: what lies elsewhere is not its to judge.
-const PREFIXES: [&str; 5] = ["hook/", "proxy/", "registry/", "secret/", "token/"];
+const PREFIXES: [&str; 7] = ["hook/", ID_TOKENS, "proxy/", "registry/", "secret/", "sso/", "token/"];
 
 /// Looks for ever.
 pub(crate) async fn sweep(log: EventLog) {
@@ -65,16 +70,20 @@ async fn pointed(log: &EventLog) -> Result<HashSet<String>, Error> {
         }
     };
     log.each("sluice.events.project.>", 0, each).await?;
-    places.extend(current::<Registry>(log, |state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Proxy>(log, |state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Hook>(log, |state| Some(state.secret?.secret)).await?);
-    let held = |state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
+    places.extend(current::<Registry>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Proxy>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Hook>(log, |_, state| Some(state.secret?.secret)).await?);
+    let held = |_: &str, state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
     places.extend(current::<Token>(log, held).await?);
+    places.extend(current::<Sso>(log, |_, state| Some(state.secret?.secret)).await?);
+    let now = runtime::clock::now();
+    let open = |id: &str, state: Session| state.open(now).map(|_| format!("{ID_TOKENS}{id}"));
+    places.extend(current::<Session>(log, open).await?);
     Ok(places)
 }
 
-/// Where the aggregates of one kind point, as they stand.
-async fn current<A>(log: &EventLog, place: impl Fn(A) -> Option<String>) -> Result<Vec<String>, Error>
+/// Where the aggregates of one kind point, as they stand; `place` also takes the id.
+async fn current<A>(log: &EventLog, place: impl Fn(&str, A) -> Option<String>) -> Result<Vec<String>, Error>
 where
     A: Aggregate<Event: TryFrom<Event>>,
 {
@@ -85,7 +94,7 @@ where
         }
     };
     log.each(&format!("sluice.events.{}.>", A::NAME), 0, each).await?;
-    Ok(states.into_values().filter_map(place).collect())
+    Ok(states.into_iter().filter_map(|(key, state)| place(&key.join("."), state)).collect())
 }
 
 #[cfg(test)]

@@ -100,11 +100,13 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
 
 async fn api() -> Result<()> {
     let shutdown = shutdown()?;
+    let listen = api_listen()?;
     let config = api::Config {
-        listen: api_listen()?,
+        listen,
         admin_token: env::required("ADMIN_TOKEN")?,
         node: env::parse("NODE", "local".to_owned())?,
         identity: identity()?,
+        oidc: api::oidc::Config::read(env::optional, &format!("http://{listen}"))?,
     };
     let log = connect("api", &shutdown).await?;
     let pool = database(&shutdown).await?;

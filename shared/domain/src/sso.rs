@@ -36,6 +36,7 @@ pub enum Event {
 /// How a provider is reached, and what its claims are worth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ProviderSettings)]
 pub struct Settings {
     /// Exactly as the provider writes it in its own documents, with or without a slash at the end. Another issuer ends
     /// the client secret, which was meant for the one before.

@@ -12,6 +12,7 @@ mod limiter;
 mod password;
 mod people;
 mod principal;
+mod provided;
 mod secret;
 mod settings;
 mod watch;
@@ -35,6 +36,7 @@ pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
 pub(crate) use people::Profile;
 pub(crate) use principal::{Principal, Who};
+pub(crate) use provided::ID_TOKENS;
 pub(crate) use secret::{Token, digest, new_token, random_secret, same_secret};
 pub use settings::Identity;
 pub(crate) use watch::watched;
@@ -131,17 +133,32 @@ impl Auth {
         first: bool,
         context: &Context,
     ) -> Result<eventlog::Committed, Error> {
-        let digest = self.people.handle(&profile.name);
-        let handle = handle_key(&digest)?;
-        let sealed = self.people.seal(id, profile).await?;
-        let command = user::Command::Create { source: user::Source::Local, handle: digest, profile: sealed, grant };
-        let key = Key::user(id);
-        let (command, key, handle) = (&command, &key, &handle);
+        let handle = self.people.handle(&profile.name);
+        let names = [handle.clone()];
+        let command = |profile| user::Command::Create { source: user::Source::Local, handle, profile, grant };
+        self.admit(id, profile, command, &names, first, context).await
+    }
+
+    /// Has `command` make a user, to whom `names` belong from then on.
+    async fn admit(
+        &self,
+        id: UserId,
+        profile: &Profile,
+        command: impl FnOnce(user::Sealed) -> user::Command,
+        names: &[String],
+        first: bool,
+        context: &Context,
+    ) -> Result<eventlog::Committed, Error> {
+        let names = names.iter().map(|digest| handle_key(digest)).collect::<Result<Vec<_>, _>>()?;
+        let command = command(self.people.seal(id, profile).await?);
+        let (command, key, names) = (&command, &Key::user(id), &names);
         let made = self
             .log
             .transact(context, |mut tx| async move {
                 tx.decide(key, command.clone()).await?;
-                tx.decide(handle, domain::handle::Command::Claim { user: id }).await?;
+                for name in names {
+                    tx.decide(name, domain::handle::Command::Claim { user: id }).await?;
+                }
                 if first {
                     tx.decide(&Key::administrators(), administrators::Command::Found { user: id }).await?;
                 }
@@ -175,12 +192,18 @@ impl Auth {
     pub(crate) async fn erase(&self, id: UserId, context: &Context) -> Result<eventlog::Committed, Error> {
         let key = &Key::user(id);
         let person = self.log.load(key).await?.state.person.ok_or(user::Rejection::Unknown)?;
-        let handle = &handle_key(&person.handle)?;
+        // Whom the provider knows has a name beside.
+        let profile = self.people.open_profile(id, &person.profile).await?;
+        let name = profile.map(|profile| self.people.handle(&profile.name)).filter(|name| *name != person.handle);
+        let names = [Some(person.handle.clone()), name].into_iter().flatten();
+        let names = &names.map(|digest| handle_key(&digest)).collect::<Result<Vec<_>, _>>()?;
         let erased = self
             .log
             .transact(context, |mut tx| async move {
                 tx.decide(key, user::Command::Erase).await?;
-                tx.decide(handle, domain::handle::Command::Release { user: id }).await?;
+                for name in names {
+                    tx.decide(name, domain::handle::Command::Release { user: id }).await?;
+                }
                 settle(tx, id).await
             })
             .await?;

@@ -77,6 +77,12 @@ impl People {
         self.digest("name", &name.trim().to_ascii_lowercase())
     }
 
+    /// Under which whom the provider knows stands in the log.
+    pub(crate) fn identity(&self, issuer: &str, subject: &str) -> String {
+        // Neither can hold the byte between them.
+        self.digest("subject", &format!("{issuer}\0{subject}"))
+    }
+
     /// Under which what is known of an address is kept.
     pub(crate) fn source(&self, source: Source) -> String {
         self.digest("source", &source.to_string())

@@ -218,12 +218,11 @@ impl Flow {
         let code = callback.code.ok_or(Refusal::CodeMissing)?;
         let tokens = token::exchange(&self.http, provider, &discovered, code, &pending).await?;
         let keys = self.memory.keys(&discovered.keys).await?;
-        let verify = |keys| token::verify(&tokens, settings, keys, &pending, &self.limits);
-        let claims = match verify(&keys) {
+        let claims = match token::verify(&tokens, settings, &keys, &pending, &self.limits) {
             // There may be new keys; some providers even give them old names.
             Err(refusal @ (Refusal::KeyUnknown | Refusal::Signature)) => {
                 match self.memory.newer_keys(&discovered.keys, &keys).await? {
-                    Some(newer) => verify(&newer)?,
+                    Some(newer) => token::verify(&tokens, settings, &newer, &pending, &self.limits)?,
                     None => return Err(refusal),
                 }
             }

@@ -22,6 +22,7 @@ pub struct Report {
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ProviderCheck)]
 pub struct Check {
     /// Stable, for scripts.
     #[schema(example = "discovery")]
@@ -33,6 +34,7 @@ pub struct Check {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ProviderCheckOutcome)]
 pub enum Outcome {
     Passed,
     /// It works, and somebody should know.

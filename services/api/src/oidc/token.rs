@@ -7,10 +7,11 @@ use std::sync::Arc;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::sso::{Algorithm, Settings};
+use futures::FutureExt;
 use openidconnect::{
     AccessToken, AccessTokenHash, AuthType, AuthorizationCode, ClaimsVerificationError, ClientId, ClientSecret,
-    EndpointNotSet, EndpointSet, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeVerifier, RedirectUrl,
-    RequestTokenError, SignatureVerificationError, TokenResponse, TokenUrl,
+    EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeVerifier,
+    RedirectUrl, RequestTokenError, SignatureVerificationError, TokenResponse, TokenUrl,
     core::{
         CoreClient, CoreErrorResponseType, CoreIdToken, CoreIdTokenVerifier, CoreJsonWebKeySet,
         CoreJwsSigningAlgorithm, CoreTokenType,
@@ -59,19 +60,14 @@ pub(super) async fn exchange(
     code: String,
     pending: &Pending,
 ) -> Result<Tokens, Refusal> {
-    let send = async |request| -> Result<_, Trouble> {
-        let answer = http.send(request).await?;
-        // Its errors are JSON, too; anything else comes from something that is out of order.
-        let status = answer.status();
-        let readable = status.is_success() || serde_json::from_slice::<IgnoredAny>(answer.body()).is_ok();
-        if readable { Ok(answer) } else { Err(Trouble::Status(status.as_u16())) }
-    };
-    let send = |request| Box::pin(send(request));
+    // Owned here and boxed below: of a future that borrows, nobody above could show that it moves between threads.
+    let http = http.clone();
+    let send = move |request| Box::pin(ask(http.clone(), request));
     let client = client(provider, discovered)?;
     let request = client
         .exchange_code(AuthorizationCode::new(code))
         .set_pkce_verifier(PkceCodeVerifier::new(pending.verifier.clone()));
-    let answer = match request.request_async(&send).await {
+    let answer = match request.request_async(&send).boxed().await {
         Ok(answer) => answer,
         Err(RequestTokenError::Request(trouble)) => return Err(Leg::Token.failed(trouble)),
         Err(RequestTokenError::ServerResponse(error)) => {
@@ -97,6 +93,14 @@ pub(super) async fn exchange(
     }
     let id_token = answer.id_token().ok_or(Refusal::IdTokenMissing)?.to_string();
     Ok(Tokens { id_token, access_token: answer.access_token().clone() })
+}
+
+/// Its errors are JSON, too; anything else comes from something that is out of order.
+async fn ask(http: Http, request: HttpRequest) -> Result<HttpResponse, Trouble> {
+    let answer = http.send(request).await?;
+    let status = answer.status();
+    let readable = status.is_success() || serde_json::from_slice::<IgnoredAny>(answer.body()).is_ok();
+    if readable { Ok(answer) } else { Err(Trouble::Status(status.as_u16())) }
 }
 
 #[derive(Deserialize)]

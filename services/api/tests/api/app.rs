@@ -57,6 +57,12 @@ pub(crate) fn identity() -> api::Identity {
     }
 }
 
+/// No provider, but one on this machine may be declared.
+pub(crate) fn oidc(base: &str) -> api::oidc::Config {
+    let get = |name: &str| (name == "URL_ALLOW_LOCAL").then(|| "127.0.0.0/8".to_owned());
+    api::oidc::Config::read(get, base).expect("good settings")
+}
+
 /// Parts that a test may leave out, to see what happens without them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Without {
@@ -153,6 +159,7 @@ impl App {
             admin_token: TOKEN.into(),
             node: NODE.into(),
             identity: self.identity.clone(),
+            oidc: oidc(&format!("http://127.0.0.1:{port}")),
         };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());

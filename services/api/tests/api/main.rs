@@ -15,6 +15,7 @@ mod openapi;
 mod parts;
 mod projects;
 mod promotions;
+mod provider;
 mod proxies;
 mod registries;
 mod revocation;

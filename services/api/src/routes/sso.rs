@@ -1,0 +1,291 @@
+//! Signing in at the OpenID provider, and which provider that is.
+
+use axum::{
+    Extension, Json,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+};
+use domain::{
+    Context, Key,
+    address::Source,
+    login::{self, Login},
+    sso::{Command, Settings, Sso},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Accepted, IdempotencyKey, NoQuery, Taken};
+use crate::{
+    Api,
+    auth::SignedIn,
+    extract::{Asked, Nothing, Query},
+    oidc::{Provider, Report},
+    problem::Error,
+    rim::RequestId,
+    sealed,
+};
+
+const LONGEST_SECRET: usize = 1024;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Start {
+    /// The path on this server to come back to.
+    #[serde(default = "root")]
+    #[param(example = "/projects/shop")]
+    return_to: String,
+}
+
+fn root() -> String {
+    "/".into()
+}
+
+/// How people sign in here.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Methods {
+    /// With a name and a password, always: who administers must get in when the provider does not answer.
+    password: bool,
+    provider: Option<Button>,
+}
+
+/// For the button that leads to the provider.
+#[derive(Serialize, ToSchema)]
+struct Button {
+    label: String,
+    /// Where it leads.
+    start: String,
+}
+
+/// The provider as it is declared.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Declared {
+    /// Whether the environment names it: then the settings that are stored here count for nothing.
+    by_environment: bool,
+    settings: Settings,
+    has_secret: bool,
+    /// What has to be registered at the provider.
+    redirect_uri: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientSecret {
+    /// Goes to the vault; never shown again.
+    #[schema(write_only)]
+    secret: String,
+}
+
+const START: &str = "/auth/oidc/start";
+
+/// Go to the provider to sign in.
+#[utoipa::path(get, path = "/auth/oidc/start", tag = "auth", operation_id = "oidc_start", params(Start), responses((status = 303)))]
+pub(crate) async fn start(
+    State(api): State<Api>,
+    Query(query): Query<Start>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let provider = provider(&api).await?;
+    let browser = api.auth.cookies.read_browser(&headers);
+    let begun = api.flow.begin(&provider, &query.return_to, browser).await.map_err(Error::NotLetIn)?;
+    let cookie = api.auth.cookies.set_browser(&begun.browser).ok_or(Error::Panicked)?;
+    see(&begun.location, cookie)
+}
+
+/// Come back from the provider: the answer sets the session's cookie.
+#[utoipa::path(get, path = "/auth/oidc/callback", tag = "auth", operation_id = "oidc_callback", responses((status = 303)))]
+pub(crate) async fn callback(
+    State(api): State<Api>,
+    RawQuery(query): RawQuery,
+    Extension(source): Extension<Source>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let context = Context { request_id: Some(request_id.to_string()), ..runtime::clock::context("system") };
+    match come_back(&api, query.as_deref().unwrap_or_default(), &headers, &context).await {
+        Ok((signed_in, return_to)) => {
+            let cookie = api.auth.cookies.set(&signed_in.handle).ok_or(Error::Panicked)?;
+            see(&return_to, cookie)
+        }
+        Err(error) => {
+            refused(&api, source, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// The session, and where its holder wanted to go.
+async fn come_back(
+    api: &Api,
+    query: &str,
+    headers: &HeaderMap,
+    context: &Context,
+) -> Result<(SignedIn, String), Error> {
+    let provider = provider(api).await?;
+    let browser = api.auth.cookies.read_browser(headers);
+    let verified = api.flow.finish(&provider, query, browser).await.map_err(Error::NotLetIn)?;
+    let before = api.auth.held(headers).await;
+    let signed_in = api.auth.sign_in_provided(&verified, context, before).await?;
+    Ok((signed_in, verified.return_to))
+}
+
+/// Takes down that somebody was not let in, and why. What cannot be taken down is in the log file at least.
+async fn refused(api: &Api, source: Source, error: &Error) {
+    let reason = error.code();
+    tracing::warn!(%source, reason, "somebody who came back from the provider was not let in");
+    let Some(key) = Key::<Login>::login(&api.auth.people.source(source)) else { return };
+    let command = login::Command::Refuse { reason };
+    if let Err(error) = api.log.execute(&key, command, &runtime::clock::context("anonymous")).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a refused sign-in was not recorded");
+    }
+}
+
+/// How people sign in here.
+#[utoipa::path(
+    get,
+    path = "/auth/methods",
+    tag = "auth",
+    operation_id = "sign_in_methods",
+    responses((status = 200, body = Methods))
+)]
+pub(crate) async fn methods(State(api): State<Api>, Query(NoQuery {}): Query<NoQuery>) -> Result<Json<Methods>, Error> {
+    let provider = api.flow.provider(&api.oidc).await?;
+    let button = provider.map(|provider| Button { label: provider.settings.label, start: START.into() });
+    Ok(Json(Methods { password: true, provider: button }))
+}
+
+/// The provider that counts.
+#[utoipa::path(
+    get,
+    path = "/auth/provider",
+    tag = "auth",
+    operation_id = "get_provider",
+    responses((status = 200, body = Declared))
+)]
+pub(crate) async fn get(State(api): State<Api>, Query(NoQuery {}): Query<NoQuery>) -> Result<Json<Declared>, Error> {
+    let provider = provider(&api).await?;
+    Ok(Json(Declared {
+        by_environment: api.oidc.declared.is_some(),
+        redirect_uri: provider.callback(),
+        has_secret: provider.secret.is_some(),
+        settings: provider.settings,
+    }))
+}
+
+/// Declare the provider, or change it to what is declared. Another issuer or client id ends the client secret.
+#[utoipa::path(
+    put,
+    path = "/auth/provider",
+    tag = "auth",
+    operation_id = "apply_provider",
+    params(IdempotencyKey),
+    request_body = Settings,
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn configure(
+    State(api): State<Api>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Settings>,
+) -> Result<Taken<Accepted>, Error> {
+    carry_out(&api, Command::Configure { settings: asked.body }, &asked.context).await
+}
+
+/// Forget the provider: whoever came from there is known, and cannot sign in.
+#[utoipa::path(
+    delete,
+    path = "/auth/provider",
+    tag = "auth",
+    operation_id = "remove_provider",
+    params(IdempotencyKey),
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    carry_out(&api, Command::Remove, &asked.context).await
+}
+
+/// Keep the client secret, in place of an earlier one.
+#[utoipa::path(
+    put,
+    path = "/auth/provider/secret",
+    tag = "auth",
+    operation_id = "set_client_secret",
+    params(IdempotencyKey),
+    request_body = ClientSecret,
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn set_secret(
+    State(api): State<Api>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<ClientSecret>,
+) -> Result<Taken<Accepted>, Error> {
+    let ClientSecret { secret } = asked.body;
+    if secret.is_empty() || secret.len() > LONGEST_SECRET || secret.chars().any(char::is_control) {
+        return Err(Error::invalid("secret", "must be 1 to 1024 characters, without control characters"));
+    }
+    let key = Key::<Sso>::sso();
+    let before = api.log.load(&key).await?.state.secret;
+    let place = key.secret(&runtime::clock::new_id().to_string());
+    let command = |version| Command::SetSecret { secret: place.clone(), version };
+    let committed = sealed::keep(&api.log, &place, secret, &key, command, &asked.context).await?;
+    if let Some(replaced) = before.filter(|_| !committed.events.is_empty()) {
+        api.log.vault().delete(&replaced.secret).await?;
+    }
+    Ok(Taken(Accepted { sequence: committed.sequence }))
+}
+
+/// Forget the client secret.
+#[utoipa::path(
+    delete,
+    path = "/auth/provider/secret",
+    tag = "auth",
+    operation_id = "remove_client_secret",
+    params(IdempotencyKey),
+    responses((status = 202, body = Accepted))
+)]
+pub(crate) async fn remove_secret(
+    State(api): State<Api>,
+    Query(NoQuery {}): Query<NoQuery>,
+    asked: Asked<Nothing>,
+) -> Result<Taken<Accepted>, Error> {
+    carry_out(&api, Command::RemoveSecret, &asked.context).await
+}
+
+/// Ask the provider what it says about itself, and tell what of it is good.
+#[utoipa::path(
+    post,
+    path = "/auth/provider/test",
+    tag = "auth",
+    operation_id = "test_provider",
+    responses((status = 200, body = Report))
+)]
+pub(crate) async fn test(
+    State(api): State<Api>,
+    Query(NoQuery {}): Query<NoQuery>,
+    _asked: Asked<Nothing>,
+) -> Result<Json<Report>, Error> {
+    Ok(Json(api.flow.probe(&provider(&api).await?).await))
+}
+
+async fn provider(api: &Api) -> Result<Provider, Error> {
+    api.flow.provider(&api.oidc).await?.ok_or(Error::NoProvider)
+}
+
+/// Carries `command` out. A secret that it ends goes.
+async fn carry_out(api: &Api, command: Command, context: &Context) -> Result<Taken<Accepted>, Error> {
+    let place = |sso: Sso| Some(sso.secret?.secret);
+    let committed = sealed::end(&api.log, &Key::<Sso>::sso(), command, context, place).await?;
+    Ok(Taken(Accepted { sequence: committed.sequence }))
+}
+
+fn see(location: &str, cookie: HeaderValue) -> Result<Response, Error> {
+    let mut response = StatusCode::SEE_OTHER.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, HeaderValue::from_str(location).map_err(|_| Error::Panicked)?);
+    headers.insert(header::SET_COOKIE, cookie);
+    Ok(response)
+}
