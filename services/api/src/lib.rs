@@ -80,7 +80,6 @@ struct Api {
     auth: Arc<Auth>,
     /// Signs people in at the provider, if there is one.
     flow: oidc::Flow,
-    oidc: Arc<oidc::Config>,
     node: Arc<str>,
     /// Webhooks that are worked on.
     hooks: Arc<Semaphore>,
@@ -113,8 +112,8 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     })?;
     let auth = Auth::open(&log, &config.admin_token, config.identity).await?;
     let auth = Arc::new(auth);
-    let flow = oidc::Flow::new(log.clone(), oidc::Limits::default(), config.oidc.outgoing.clone())?;
-    let oidc = Arc::new(config.oidc);
+    let public_url = auth.public_url().map_or_else(|| format!("http://{}", config.listen), str::to_owned);
+    let flow = oidc::Flow::new(log.clone(), oidc::Limits::default(), config.oidc, &public_url)?;
     let last = log.last_sequence().await.context("reading the end of the event log")?;
     let live = Live::new(last);
     let (progress, hear_progress) = Progress::follow(pool.clone());
@@ -126,7 +125,7 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     tasks.spawn(auth.clone().keep());
     let node = config.node.into();
     let [hooks, arriving] = [hooks::AT_ONCE, hooks::ARRIVING].map(|most| Arc::new(Semaphore::new(most)));
-    let api = Api { log, pool, progress, live, auth, flow, oidc, node, hooks, arriving, shutdown: shutdown.clone() };
+    let api = Api { log, pool, progress, live, auth, flow, node, hooks, arriving, shutdown: shutdown.clone() };
     let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
     tracing::info!(listen = %config.listen, "API ready");
 

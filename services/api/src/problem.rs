@@ -97,6 +97,8 @@ pub(crate) enum Error {
     Sso(#[from] sso::Rejection),
     #[error("nobody declared a provider to sign in at")]
     NoProvider,
+    #[error("the environment of the API names the provider, and what is stored here would count for nothing")]
+    ProviderOfEnvironment,
     #[error("{0}")]
     NotLetIn(Refusal),
     #[error(transparent)]
@@ -382,6 +384,11 @@ impl Error {
                 sso::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
             Self::NoProvider => (S::NOT_FOUND, "provider_not_found", "ask an administrator"),
+            Self::ProviderOfEnvironment => (
+                S::CONFLICT,
+                "provider_of_environment",
+                "change the variables OIDC_* and restart the API, or take them out and declare the provider here",
+            ),
             Self::NotLetIn(refusal) => return not_let_in(refusal),
             Self::Image(error) => match error {
                 image::WithinError::Bad(_) => (S::UNPROCESSABLE_ENTITY, "bad_image", ""),

@@ -100,13 +100,12 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
 
 async fn api() -> Result<()> {
     let shutdown = shutdown()?;
-    let listen = api_listen()?;
     let config = api::Config {
-        listen,
+        listen: api_listen()?,
         admin_token: env::required("ADMIN_TOKEN")?,
         node: env::parse("NODE", "local".to_owned())?,
         identity: identity()?,
-        oidc: api::oidc::Config::read(env::optional, &format!("http://{listen}"))?,
+        oidc: api::oidc::Config::read(env::optional)?,
     };
     let log = connect("api", &shutdown).await?;
     let pool = database(&shutdown).await?;

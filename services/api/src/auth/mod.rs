@@ -65,8 +65,18 @@ pub(crate) struct SignedIn {
     pub(crate) handle: String,
 }
 
+/// Somebody who comes to be.
+struct Newcomer<'a> {
+    id: UserId,
+    source: user::Source,
+    /// What is theirs alone from then on; the first for as long as they are here.
+    handles: &'a [String],
+    profile: &'a Profile,
+    grant: Grant,
+}
+
 impl Auth {
-    pub(crate) async fn open(log: &EventLog, admin_token: &str, settings: Identity) -> Result<Self> {
+    pub(crate) async fn open(log: &EventLog, admin_token: &str, mut settings: Identity) -> Result<Self> {
         let addresses = settings.check()?;
         let secrets = Secrets::new(log);
         let people = People::open(log).await.context(
@@ -133,24 +143,22 @@ impl Auth {
         first: bool,
         context: &Context,
     ) -> Result<eventlog::Committed, Error> {
-        let handle = self.people.handle(&profile.name);
-        let names = [handle.clone()];
-        let command = |profile| user::Command::Create { source: user::Source::Local, handle, profile, grant };
-        self.admit(id, profile, command, &names, first, context).await
+        let handles = [self.people.handle(&profile.name)];
+        let newcomer = Newcomer { id, source: user::Source::Local, handles: &handles, profile, grant };
+        self.admit(newcomer, first, context).await
     }
 
-    /// Has `command` make a user, to whom `names` belong from then on.
     async fn admit(
         &self,
-        id: UserId,
-        profile: &Profile,
-        command: impl FnOnce(user::Sealed) -> user::Command,
-        names: &[String],
+        newcomer: Newcomer<'_>,
         first: bool,
         context: &Context,
     ) -> Result<eventlog::Committed, Error> {
-        let names = names.iter().map(|digest| handle_key(digest)).collect::<Result<Vec<_>, _>>()?;
-        let command = command(self.people.seal(id, profile).await?);
+        let Newcomer { id, source, handles, profile, grant } = newcomer;
+        let handle = handles.first().cloned().unwrap_or_default();
+        let names = handles.iter().map(|digest| handle_key(digest)).collect::<Result<Vec<_>, _>>()?;
+        let profile = self.people.seal(id, profile).await?;
+        let command = user::Command::Create { source, handle, profile, grant };
         let (command, key, names) = (&command, &Key::user(id), &names);
         let made = self
             .log
@@ -197,9 +205,14 @@ impl Auth {
         let name = profile.map(|profile| self.people.handle(&profile.name)).filter(|name| *name != person.handle);
         let names = [Some(person.handle.clone()), name].into_iter().flatten();
         let names = &names.map(|digest| handle_key(&digest)).collect::<Result<Vec<_>, _>>()?;
+        let seen = &person.profile;
         let erased = self
             .log
             .transact(context, |mut tx| async move {
+                // Renamed meanwhile: the other name would stay taken.
+                if tx.load(key).await?.state.person.is_some_and(|person| person.profile != *seen) {
+                    return Err(Error::Conflict);
+                }
                 tx.decide(key, user::Command::Erase).await?;
                 for name in names {
                     tx.decide(name, domain::handle::Command::Release { user: id }).await?;

@@ -1,30 +1,48 @@
 //! People whom the OpenID provider knows: they come to be with their first sign-in, and what they may do is read anew at
-//! each.
+//! each, and only there.
 
-use domain::{Context, Grant, Key, SessionId, UserId, handle, session::Method, user};
+use domain::{
+    Context, Grant, Key, SessionId, UserId, administrators, handle,
+    session::{Method, Session},
+    user,
+};
 use eventlog::Secret;
 
-use super::{Auth, Profile, SignedIn, handle_key, settle};
-use crate::{oidc::Verified, problem::Error};
+use super::{Auth, Newcomer, Profile, SignedIn, Who, handle_key, settle};
+use crate::{
+    oidc::{Refusal, Verified},
+    problem::Error,
+};
 
 /// Where the ID token of a session lies, which the provider wants to see when somebody signs out.
 pub(crate) const ID_TOKENS: &str = "id-token/";
+
+/// Sign-ins of the same person that may be faster, one after another.
+const TRIES: usize = 5;
 
 impl Auth {
     /// Signs in whom the provider has verified.
     pub(crate) async fn sign_in_provided(
         &self,
         verified: &Verified,
-        context: &Context,
+        request_id: &str,
         before: Option<SessionId>,
     ) -> Result<SignedIn, Error> {
-        let id = self.provision(verified, context).await?;
-        let context = Context { request_id: context.request_id.clone(), ..runtime::clock::context("system") };
-        let signed_in = self.sign_in(id, Method::Oidc, &context, before).await?;
-        if let super::Who::Session { session, .. } = signed_in.principal.who {
-            self.log.vault().put(&id_token(session), &verified.id_token).await?;
+        let id = self.provision(verified, request_id).await?;
+        let signed_in = self.sign_in(id, Method::Oidc, &context(request_id), before).await.map_err(in_their_words)?;
+        if let Who::Session { session, .. } = signed_in.principal.who {
+            // Without it they sign out all the same; the provider may ask whether they mean it.
+            if let Err(error) = self.log.vault().put(&id_token(session), &verified.id_token).await {
+                tracing::warn!(%error, "an ID token was not kept for the sign-out");
+            }
         }
         Ok(signed_in)
+    }
+
+    /// Whether the session was opened by a sign-in at the provider.
+    pub(crate) async fn came_from_provider(&self, session: SessionId) -> Result<bool, Error> {
+        let session = self.log.fold(&Key::<Session>::session(session)).await?;
+        Ok(session.state.opening.as_ref().is_some_and(|opening| opening.method == Method::Oidc))
     }
 
     /// The ID token of a session, for its last use.
@@ -37,59 +55,95 @@ impl Auth {
         Ok(token)
     }
 
-    /// Who it is here. A name that is another's is refused, whoever that is: nobody comes to somebody's name by what the
-    /// provider calls them.
-    async fn provision(&self, verified: &Verified, context: &Context) -> Result<UserId, Error> {
+    /// Who it is here, as the provider describes them now. A name that is another's is refused, whoever that is: nobody
+    /// comes to somebody's name by what the provider calls them.
+    async fn provision(&self, verified: &Verified, request_id: &str) -> Result<UserId, Error> {
         let identity = self.people.identity(&verified.issuer, &verified.subject);
         let profile =
             Profile { name: verified.display_name.clone(), display_name: None, email: verified.email.clone() };
         let grant = Grant { role: verified.role.role, projects: verified.role.projects.clone() };
-        match self.log.fold(&handle_key(&identity)?).await?.state.user {
-            Some(id) => self.update(id, &profile, grant, context).await.map(|()| id),
-            None => {
-                let id = UserId(context.command_id);
-                let command = |profile| user::Command::Create {
-                    source: user::Source::Oidc,
-                    handle: identity.clone(),
-                    profile,
-                    grant: grant.clone(),
-                };
-                let names = [identity.clone(), self.people.handle(&profile.name)];
-                self.admit(id, &profile, command, &names, false, context).await?;
-                Ok(id)
+        for _ in 0..TRIES {
+            let context = context(request_id);
+            let known = self.log.fold(&handle_key(&identity)?).await?.state.user;
+            let done = match known {
+                Some(id) => self.update(id, &profile, &grant, &context).await.map(|()| id),
+                None => self.come_to_be(&identity, &profile, &grant, &context).await,
+            };
+            match done {
+                // The same person in another tab.
+                Err(Error::Conflict) => {}
+                Err(Error::Handle(handle::Rejection::Taken)) if known.is_none() && self.knows(&identity).await? => {}
+                done => return done.map_err(in_their_words),
             }
         }
+        Err(Error::Conflict)
+    }
+
+    async fn knows(&self, identity: &str) -> Result<bool, Error> {
+        Ok(self.log.fold(&handle_key(identity)?).await?.state.user.is_some())
+    }
+
+    async fn come_to_be(
+        &self,
+        identity: &str,
+        profile: &Profile,
+        grant: &Grant,
+        context: &Context,
+    ) -> Result<UserId, Error> {
+        let id = UserId(context.command_id);
+        let handles = [identity.to_owned(), self.people.handle(&profile.name)];
+        let newcomer = Newcomer { id, source: user::Source::Oidc, handles: &handles, profile, grant: grant.clone() };
+        self.admit(newcomer, false, context).await?;
+        Ok(id)
     }
 
     /// Brings a known user to what the provider says of them now, all at once or not at all.
-    async fn update(&self, id: UserId, profile: &Profile, grant: Grant, context: &Context) -> Result<(), Error> {
+    async fn update(&self, id: UserId, profile: &Profile, grant: &Grant, context: &Context) -> Result<(), Error> {
         let key = &Key::<user::User>::user(id);
         let person = self.log.load(key).await?.state.enabled().ok_or(user::Rejection::Disabled)?.clone();
         let known = self.people.open_profile(id, &person.profile).await?;
         let renamed = known.as_ref() != Some(profile);
-        if !renamed && person.grant == grant {
+        if !renamed && person.grant == *grant {
             return Ok(());
         }
-        let sealed = if renamed { Some(self.people.seal(id, profile).await?) } else { None };
-        let old = match known {
-            Some(known) => Some(handle_key(&self.people.handle(&known.name))?),
-            None => None,
-        };
-        let (sealed, grant, old, new) = (&sealed, &grant, &old, &handle_key(&self.people.handle(&profile.name))?);
+        let sealed = if renamed { self.people.seal(id, profile).await? } else { person.profile.clone() };
+        let old = known.map(|known| handle_key(&self.people.handle(&known.name))).transpose()?;
+        let new = handle_key(&self.people.handle(&profile.name))?;
+        let (person, sealed, old, new) = (&person, &sealed, &old, &new);
         self.log
             .transact::<Error, _, _>(context, |mut tx| async move {
-                if let Some(profile) = sealed {
-                    if let Some(old) = old.as_ref().filter(|old| *old != new) {
-                        tx.decide(old, handle::Command::Release { user: id }).await?;
-                    }
-                    tx.decide(new, handle::Command::Claim { user: id }).await?;
-                    tx.decide(key, user::Command::ChangeProfile { profile: profile.clone() }).await?;
+                // What they are called was read outside: it decides which name is let go.
+                let now = tx.load(key).await?.state.enabled().ok_or(user::Rejection::Disabled)?.profile.clone();
+                if now != person.profile && now != *sealed {
+                    return Err(Error::Conflict);
                 }
+                if let Some(old) = old.as_ref().filter(|old| *old != new) {
+                    tx.decide(old, handle::Command::Release { user: id }).await?;
+                }
+                tx.decide(new, handle::Command::Claim { user: id }).await?;
+                tx.decide(key, user::Command::ChangeProfile { profile: sealed.clone() }).await?;
                 tx.decide(key, user::Command::Grant { grant: grant.clone() }).await?;
                 settle(tx, id).await
             })
             .await?;
         Ok(())
+    }
+}
+
+/// Nobody asks for it but the provider's word.
+fn context(request_id: &str) -> Context {
+    Context { request_id: Some(request_id.to_owned()), ..runtime::clock::context("system") }
+}
+
+/// The same for somebody who comes back from the provider, and can change nothing here.
+fn in_their_words(error: Error) -> Error {
+    match error {
+        Error::Handle(handle::Rejection::Taken) => Error::NotLetIn(Refusal::NameTaken),
+        Error::User(user::Rejection::Disabled | user::Rejection::Erased) => Error::NotLetIn(Refusal::Disabled),
+        Error::Administrators(administrators::Rejection::LastAdministrator) => {
+            Error::NotLetIn(Refusal::LastAdministrator)
+        }
+        error => error,
     }
 }
 

@@ -118,8 +118,6 @@ fn read(id_token: &str, settings: &Settings) -> Result<Claims, Refusal> {
     let [header, payload, _signature] = parts[..] else {
         return Err(if parts.len() == 5 { Refusal::Encrypted } else { Refusal::Malformed });
     };
-    let object =
-        |part: &str| -> Option<Claims> { serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).ok()?).ok() };
     let header = object(header).ok_or(Refusal::Malformed)?;
     let claims = object(payload).ok_or(Refusal::Malformed)?;
 
@@ -143,6 +141,16 @@ fn read(id_token: &str, settings: &Settings) -> Result<Claims, Refusal> {
     }
     text(&claims, "nonce").ok_or(Refusal::NonceMissing)?;
     Ok(claims)
+}
+
+/// A part of a token.
+fn object(part: &str) -> Option<Claims> {
+    serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+}
+
+/// Whose an ID token says that it is.
+pub(super) fn issuer(id_token: &str) -> Option<String> {
+    text(&object(id_token.split('.').nth(1)?)?, "iss").map(str::to_owned)
 }
 
 fn text<'a>(claims: &'a Claims, name: &str) -> Option<&'a str> {

@@ -58,15 +58,24 @@ struct Button {
     start: String,
 }
 
-/// The provider as it is declared.
+/// The provider that counts.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Declared {
-    /// Whether the environment names it: then the settings that are stored here count for nothing.
-    by_environment: bool,
+    managed_by: ManagedBy,
     settings: Settings,
     has_secret: bool,
     /// What has to be registered at the provider.
     redirect_uri: String,
+}
+
+/// Who says which provider it is.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ManagedBy {
+    /// The variables `OIDC_*` of the API: they alone count, and it can be changed only there.
+    Environment,
+    /// An administrator, here.
+    Settings,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -102,41 +111,39 @@ pub(crate) async fn callback(
     Extension(RequestId(request_id)): Extension<RequestId>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let context = Context { request_id: Some(request_id.to_string()), ..runtime::clock::context("system") };
-    match come_back(&api, query.as_deref().unwrap_or_default(), &headers, &context).await {
+    match come_back(&api, query.as_deref().unwrap_or_default(), &headers, &request_id).await {
         Ok((signed_in, return_to)) => {
             let cookie = api.auth.cookies.set(&signed_in.handle).ok_or(Error::Panicked)?;
             see(&return_to, cookie)
         }
         Err(error) => {
-            refused(&api, source, &error).await;
+            refused(&api, source, &error, &request_id).await;
             Err(error)
         }
     }
 }
 
 /// The session, and where its holder wanted to go.
-async fn come_back(
-    api: &Api,
-    query: &str,
-    headers: &HeaderMap,
-    context: &Context,
-) -> Result<(SignedIn, String), Error> {
+async fn come_back(api: &Api, query: &str, headers: &HeaderMap, request_id: &str) -> Result<(SignedIn, String), Error> {
     let provider = provider(api).await?;
     let browser = api.auth.cookies.read_browser(headers);
     let verified = api.flow.finish(&provider, query, browser).await.map_err(Error::NotLetIn)?;
     let before = api.auth.held(headers).await;
-    let signed_in = api.auth.sign_in_provided(&verified, context, before).await?;
+    let signed_in = api.auth.sign_in_provided(&verified, request_id, before).await?;
     Ok((signed_in, verified.return_to))
 }
 
-/// Takes down that somebody was not let in, and why. What cannot be taken down is in the log file at least.
-async fn refused(api: &Api, source: Source, error: &Error) {
-    let reason = error.code();
+/// Takes down that somebody was not let in, and why: in the log of events, where it ended a sign-in that began here.
+async fn refused(api: &Api, source: Source, error: &Error, request_id: &str) {
+    let Error::NotLetIn(refusal) = error else { return };
+    if !refusal.ends_a_sign_in() {
+        return;
+    }
+    let reason = refusal.code();
     tracing::warn!(%source, reason, "somebody who came back from the provider was not let in");
     let Some(key) = Key::<Login>::login(&api.auth.people.source(source)) else { return };
-    let command = login::Command::Refuse { reason };
-    if let Err(error) = api.log.execute(&key, command, &runtime::clock::context("anonymous")).await {
+    let context = Context { request_id: Some(request_id.to_owned()), ..runtime::clock::context("anonymous") };
+    if let Err(error) = api.log.execute(&key, login::Command::Refuse { reason }, &context).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "a refused sign-in was not recorded");
     }
 }
@@ -150,8 +157,8 @@ async fn refused(api: &Api, source: Source, error: &Error) {
     responses((status = 200, body = Methods))
 )]
 pub(crate) async fn methods(State(api): State<Api>, Query(NoQuery {}): Query<NoQuery>) -> Result<Json<Methods>, Error> {
-    let provider = api.flow.provider(&api.oidc).await?;
-    let button = provider.map(|provider| Button { label: provider.settings.label, start: START.into() });
+    let settings = api.flow.settings().await?;
+    let button = settings.map(|settings| Button { label: settings.label, start: START.into() });
     Ok(Json(Methods { password: true, provider: button }))
 }
 
@@ -166,7 +173,7 @@ pub(crate) async fn methods(State(api): State<Api>, Query(NoQuery {}): Query<NoQ
 pub(crate) async fn get(State(api): State<Api>, Query(NoQuery {}): Query<NoQuery>) -> Result<Json<Declared>, Error> {
     let provider = provider(&api).await?;
     Ok(Json(Declared {
-        by_environment: api.oidc.declared.is_some(),
+        managed_by: if api.flow.by_environment() { ManagedBy::Environment } else { ManagedBy::Settings },
         redirect_uri: provider.callback(),
         has_secret: provider.secret.is_some(),
         settings: provider.settings,
@@ -188,10 +195,11 @@ pub(crate) async fn configure(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<Settings>,
 ) -> Result<Taken<Accepted>, Error> {
+    ours(&api)?;
     carry_out(&api, Command::Configure { settings: asked.body }, &asked.context).await
 }
 
-/// Forget the provider: whoever came from there is known, and cannot sign in.
+/// Forget the provider that is stored here: whoever came from there stays known, and cannot sign in.
 #[utoipa::path(
     delete,
     path = "/auth/provider",
@@ -223,6 +231,7 @@ pub(crate) async fn set_secret(
     Query(NoQuery {}): Query<NoQuery>,
     asked: Asked<ClientSecret>,
 ) -> Result<Taken<Accepted>, Error> {
+    ours(&api)?;
     let ClientSecret { secret } = asked.body;
     if secret.is_empty() || secret.len() > LONGEST_SECRET || secret.chars().any(char::is_control) {
         return Err(Error::invalid("secret", "must be 1 to 1024 characters, without control characters"));
@@ -271,8 +280,13 @@ pub(crate) async fn test(
     Ok(Json(api.flow.probe(&provider(&api).await?).await))
 }
 
+/// Refuses what would be stored and count for nothing.
+fn ours(api: &Api) -> Result<(), Error> {
+    if api.flow.by_environment() { Err(Error::ProviderOfEnvironment) } else { Ok(()) }
+}
+
 async fn provider(api: &Api) -> Result<Provider, Error> {
-    api.flow.provider(&api.oidc).await?.ok_or(Error::NoProvider)
+    api.flow.provider().await?.ok_or(Error::NoProvider)
 }
 
 /// Carries `command` out. A secret that it ends goes.

@@ -39,6 +39,7 @@ pub(crate) struct App {
     pool: readmodel::PgPool,
     directory: tempfile::TempDir,
     pub(crate) identity: api::Identity,
+    pub(crate) oidc: api::oidc::Config,
 }
 
 /// Of the first administrator.
@@ -58,9 +59,8 @@ pub(crate) fn identity() -> api::Identity {
 }
 
 /// No provider, but one on this machine may be declared.
-pub(crate) fn oidc(base: &str) -> api::oidc::Config {
-    let get = |name: &str| (name == "URL_ALLOW_LOCAL").then(|| "127.0.0.0/8".to_owned());
-    api::oidc::Config::read(get, base).expect("good settings")
+pub(crate) fn oidc() -> api::oidc::Config {
+    api::oidc::Config { outgoing: "127.0.0.0/8".parse().expect("addresses"), declared: None }
 }
 
 /// Parts that a test may leave out, to see what happens without them.
@@ -100,6 +100,7 @@ impl App {
             pool,
             directory,
             identity,
+            oidc: oidc(),
         };
         if without != Without::Projector {
             app.start_projector().await;
@@ -159,7 +160,7 @@ impl App {
             admin_token: TOKEN.into(),
             node: NODE.into(),
             identity: self.identity.clone(),
-            oidc: oidc(&format!("http://127.0.0.1:{port}")),
+            oidc: self.oidc.clone(),
         };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());

@@ -107,7 +107,7 @@ async fn without_an_administrator_nothing_starts_without_a_good_password_for_one
             admin_token: crate::app::TOKEN.into(),
             node: "local".into(),
             identity: api::Identity { admin_password: password.map(Into::into), ..identity() },
-            oidc: crate::app::oidc("http://127.0.0.1:1"),
+            oidc: crate::app::oidc(),
         };
         let error = api::run(config, log.clone(), database.clone(), app.stop_token()).await.expect_err("refused");
         assert!(format!("{error:#}").starts_with("ADMIN_PASSWORD"), "{error:#}");

@@ -111,7 +111,7 @@ fn config(listen: &str, admin_token: &str) -> api::Config {
         admin_token: admin_token.into(),
         node: NODE.into(),
         identity: crate::app::identity(),
-        oidc: crate::app::oidc("http://127.0.0.1:1"),
+        oidc: crate::app::oidc(),
     }
 }
 

@@ -114,7 +114,7 @@ async fn a_name_that_is_somebodys_is_refused_and_recorded() {
     let lab = Lab::start().await;
     person(&lab.app, "bob", json!({ "role": "admin" })).await;
     lab.claims("BOB", "admin");
-    lab.refused(409, "name_taken").await;
+    lab.refused(403, "name_taken").await;
     lab.claims("ann", "viewer");
     lab.accepted().await;
     // A new subject under an old name.
@@ -124,7 +124,7 @@ async fn a_name_that_is_somebodys_is_refused_and_recorded() {
         claims["roles"] = json!(["admin"]);
     });
     lab.provider.userinfo(|info| info["sub"] = json!("somebody else"));
-    lab.refused(409, "name_taken").await;
+    lab.refused(403, "name_taken").await;
     let events = async || lab.app.get("/events?limit=500").await.ok().to_string();
     eventually("both are recorded", async || events().await.matches("dev.sluice.login.refused.v1").count() == 2).await;
     let events = events().await;
@@ -143,7 +143,7 @@ async fn who_is_disabled_or_has_no_role_any_more_is_not_let_in() {
     lab.claims("ann", "operator");
     lab.app.post(&format!("/users/{id}/disable"), json!({})).await.accepted();
     browser.get(&lab.app, "/auth/me").await.problem(401, "unauthorized");
-    lab.refused(409, "user_disabled").await;
+    lab.refused(403, "user_disabled").await;
     lab.app.post(&format!("/users/{id}/enable"), json!({})).await.accepted();
     let browser = lab.accepted().await;
     lab.app.post(&format!("/users/{id}/erase"), json!({})).await.accepted();
@@ -160,7 +160,7 @@ async fn the_provider_is_declared_shown_and_tested_by_administrators() {
     let shown: Value = methods(app).send().await.expect("an answer").json().await.expect("JSON");
     assert_eq!(shown["provider"]["start"], "/auth/oidc/start");
     let declared = app.get("/auth/provider").await.ok();
-    assert_eq!((&declared["by_environment"], &declared["has_secret"]), (&json!(false), &json!(true)));
+    assert_eq!((&declared["managed_by"], &declared["has_secret"]), (&json!("settings"), &json!(true)));
     assert_eq!(declared["redirect_uri"], format!("{}/auth/oidc/callback", app.base));
     assert!(!declared.to_string().contains(HostileProvider::CLIENT_SECRET));
     let report = app.post("/auth/provider/test", json!({})).await.ok();
@@ -190,7 +190,7 @@ async fn the_last_administrator_cannot_be_demoted_by_the_provider() {
     let path = format!("/users/{}/disable", admin["id"].as_str().expect("an id"));
     ann.post(&lab.app, &path, json!({})).await.accepted();
     lab.claims("ann", "viewer");
-    lab.refused(409, "last_administrator").await;
+    lab.refused(403, "last_administrator").await;
     assert_eq!(lab.me(&ann).await["grant"]["role"], "admin");
     lab.app.stop().await;
 }
