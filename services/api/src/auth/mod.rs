@@ -57,6 +57,7 @@ pub(crate) struct Auth {
     pub(crate) limiter: Limiter,
     pub(crate) people: People,
     pub(crate) cookies: Cookies,
+    refusals: provided::Refusals,
 }
 
 /// What a sign-in came to: the session, and the handle to it.
@@ -93,6 +94,7 @@ impl Auth {
             limiter: Limiter::new(log, settings.limits(), settings.rate()),
             people,
             cookies: Cookies::new(&settings),
+            refusals: provided::Refusals::default(),
             settings,
         };
         auth.found().await?;

@@ -1,8 +1,16 @@
 //! People whom the OpenID provider knows: they come to be with their first sign-in, and what they may do is read anew at
 //! each, and only there.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use domain::{
-    Context, Grant, Key, SessionId, UserId, administrators, handle,
+    Context, Grant, Key, SessionId, UserId,
+    address::Source,
+    administrators, handle,
+    login::{self, Login},
     session::{Method, Session},
     user,
 };
@@ -17,10 +25,43 @@ use crate::{
 /// Where the ID token of a session lies, which the provider wants to see when somebody signs out.
 pub(crate) const ID_TOKENS: &str = "id-token/";
 
+/// Refusals that are written to the event log within [`WINDOW`]: whoever wants to can bring about any number.
+const RECORDED: u32 = 60;
+const WINDOW: Duration = Duration::from_secs(60);
+
 /// Sign-ins of the same person that may be faster, one after another.
 const TRIES: usize = 5;
 
+/// How many refusals were written down since when.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<Option<(Instant, u32)>>);
+
+impl Refusals {
+    /// Whether one more may be written down.
+    fn one_more(&self, now: Instant) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (began, count) = known.filter(|(began, _)| now.duration_since(*began) < WINDOW).unwrap_or((now, 0));
+        *known = Some((began, count.saturating_add(1)));
+        count < RECORDED
+    }
+}
+
 impl Auth {
+    /// Takes down that somebody who came back from the provider was not let in, and why.
+    pub(crate) async fn refused(&self, source: Source, refusal: &Refusal, request_id: &str) {
+        if !refusal.ends_a_sign_in() {
+            return;
+        }
+        let reason = refusal.code();
+        let recorded = self.refusals.one_more(Instant::now());
+        tracing::warn!(%source, reason, recorded, "somebody who came back from the provider was not let in");
+        let Some(key) = Key::<Login>::login(&self.people.source(source)).filter(|_| recorded) else { return };
+        let context = Context { actor: "anonymous".into(), ..context(request_id) };
+        if let Err(error) = self.log.execute(&key, login::Command::Refuse { reason }, &context).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a refused sign-in was not recorded");
+        }
+    }
+
     /// Signs in whom the provider has verified.
     pub(crate) async fn sign_in_provided(
         &self,
@@ -149,4 +190,18 @@ fn in_their_words(error: Error) -> Error {
 
 fn id_token(session: SessionId) -> String {
     format!("{ID_TOKENS}{session}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flood_of_refusals_gets_into_the_event_log() {
+        let (refusals, began) = (Refusals::default(), Instant::now());
+        let written = |now| (0..1000).filter(|_| refusals.one_more(now)).count();
+        assert_eq!(written(began), RECORDED as usize);
+        assert_eq!(written(began + WINDOW / 2), 0);
+        assert_eq!(written(began + WINDOW), RECORDED as usize);
+    }
 }

@@ -8,7 +8,6 @@ use axum::{
 use domain::{
     Context, Key,
     address::Source,
-    login::{self, Login},
     sso::{Command, Settings, Sso},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -117,7 +116,9 @@ pub(crate) async fn callback(
             see(&return_to, cookie)
         }
         Err(error) => {
-            refused(&api, source, &error, &request_id).await;
+            if let Error::NotLetIn(refusal) = &error {
+                api.auth.refused(source, refusal, &request_id).await;
+            }
             Err(error)
         }
     }
@@ -131,21 +132,6 @@ async fn come_back(api: &Api, query: &str, headers: &HeaderMap, request_id: &str
     let before = api.auth.held(headers).await;
     let signed_in = api.auth.sign_in_provided(&verified, request_id, before).await?;
     Ok((signed_in, verified.return_to))
-}
-
-/// Takes down that somebody was not let in, and why: in the log of events, where it ended a sign-in that began here.
-async fn refused(api: &Api, source: Source, error: &Error, request_id: &str) {
-    let Error::NotLetIn(refusal) = error else { return };
-    if !refusal.ends_a_sign_in() {
-        return;
-    }
-    let reason = refusal.code();
-    tracing::warn!(%source, reason, "somebody who came back from the provider was not let in");
-    let Some(key) = Key::<Login>::login(&api.auth.people.source(source)) else { return };
-    let context = Context { request_id: Some(request_id.to_owned()), ..runtime::clock::context("anonymous") };
-    if let Err(error) = api.log.execute(&key, login::Command::Refuse { reason }, &context).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a refused sign-in was not recorded");
-    }
 }
 
 /// How people sign in here.

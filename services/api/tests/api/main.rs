@@ -11,6 +11,8 @@ mod hooks;
 mod identity;
 mod limiter;
 mod matrix;
+#[path = "../oidc/browser.rs"]
+mod oidc_browser;
 mod openapi;
 mod parts;
 mod projects;
