@@ -29,6 +29,8 @@ pub(crate) enum Error {
     OutsideGrant,
     #[error("the name or the password is wrong")]
     BadCredentials,
+    #[error("this code is no longer good: it was used, is older than two minutes, or its session has ended")]
+    BadCode,
     #[error("the password is not the present one")]
     WrongPassword,
     #[error("Too many failed login attempts. Please try again later.")]
@@ -263,6 +265,7 @@ impl Error {
             Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "ask an administrator"),
             Self::OutsideGrant => (S::FORBIDDEN, "outside_grant", "ask an administrator"),
             Self::BadCredentials => (S::UNAUTHORIZED, "bad_credentials", ""),
+            Self::BadCode => (S::UNAUTHORIZED, "bad_code", "let the browser show another"),
             Self::WrongPassword => (S::FORBIDDEN, "wrong_password", ""),
             Self::LoginRateLimited { .. } => (S::TOO_MANY_REQUESTS, "login_rate_limited", ""),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "slow down"),

@@ -4,6 +4,7 @@
 //! its token and its user still are what they were.
 
 mod address;
+mod code;
 mod cookie;
 mod csrf;
 mod guard;

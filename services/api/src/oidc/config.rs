@@ -4,10 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, anyhow, bail};
-use domain::{
-    Role, Slug,
-    sso::{self, Algorithm, Mapped, Settings},
-};
+use domain::sso::{self, Algorithm, Mapped, Settings};
 use eventlog::Secret;
 use runtime::outgoing::Outgoing;
 
@@ -116,21 +113,9 @@ fn role_map(text: &str) -> Result<BTreeMap<String, Mapped>, String> {
         return serde_json::from_str(text).map_err(|error| format!("this is no JSON of roles: {error}"));
     }
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    let read = |entry: &str| -> Result<_, String> {
-        let (value, worth) = entry.rsplit_once('=').ok_or(format!("`{entry}` is not of the form value=role"))?;
-        let (role, projects) = match worth.split_once(':') {
-            Some((role, projects)) => (role, Some(projects)),
-            None => (worth, None),
-        };
-        let role: Role = serde_json::from_value(role.trim().into())
-            .map_err(|_| format!("`{}` is no role: viewer, operator or admin", role.trim()))?;
-        let projects = projects.map(|all| all.split('+').map(|name| name.trim().parse::<Slug>()).collect()).transpose();
-        let projects = projects.map_err(|error| error.to_string())?;
-        Ok((value.trim().to_owned(), Mapped { role, projects }))
-    };
     let mut map = BTreeMap::new();
     for entry in entries {
-        let (value, mapped) = read(entry)?;
+        let (value, mapped) = Mapped::read(entry)?;
         if map.insert(value.clone(), mapped).is_some() {
             return Err(format!("`{value}` stands there twice"));
         }
@@ -140,6 +125,8 @@ fn role_map(text: &str) -> Result<BTreeMap<String, Mapped>, String> {
 
 #[cfg(test)]
 mod tests {
+    use domain::Role;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {

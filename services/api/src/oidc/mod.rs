@@ -37,6 +37,8 @@ use self::{http::Http, pending::Store, provider::Memory};
 
 /// Where the provider sends people back to, behind the public URL. It is what must be registered there.
 pub const CALLBACK: &str = "/auth/oidc/callback";
+/// Where a sign-in begins.
+const START: &str = "/auth/oidc/start";
 /// Where people land who signed out at the provider.
 const SIGNED_OUT: &str = "/login";
 
@@ -153,6 +155,11 @@ impl Flow {
     /// Whether the environment names the provider: then nothing that is stored counts.
     pub fn by_environment(&self) -> bool {
         self.declared.is_some()
+    }
+
+    /// Where a browser begins a sign-in.
+    pub fn start(&self) -> String {
+        format!("{}{START}", self.public_url)
     }
 
     /// How the provider is reached, as the environment, and where that says nothing what is stored, has it. None where

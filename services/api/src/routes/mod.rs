@@ -1,6 +1,7 @@
 //! Every address of the API. One file per resource: its types, its description, its handlers.
 
 mod auth;
+mod codes;
 mod configuration;
 mod deployments;
 mod drift;
@@ -110,6 +111,8 @@ pub(crate) fn all() -> Routes {
         .add(Public, routes!(auth::login))
         .add(Public, routes!(auth::set_up))
         .add(Public, routes!(auth::token))
+        .add(Public, routes!(codes::redeem))
+        .add(Filtered(Viewer), routes!(codes::show))
         .add(Public, routes!(sso::methods))
         .add_outside(Public, routes!(sso::start))
         .add_outside(Public, routes!(sso::callback))

@@ -53,7 +53,8 @@ pub(crate) struct Methods {
 #[derive(Serialize, ToSchema)]
 struct Button {
     label: String,
-    /// Where it leads.
+    /// Where it leads, whole: a sign-in must begin at the address at which it ends. `?return_to=` says where to go then.
+    #[schema(example = "https://sluice.example.com/auth/oidc/start")]
     start: String,
 }
 
@@ -84,8 +85,6 @@ pub(crate) struct ClientSecret {
     #[schema(write_only)]
     secret: String,
 }
-
-const START: &str = "/auth/oidc/start";
 
 /// Go to the provider to sign in.
 #[utoipa::path(get, path = "/auth/oidc/start", tag = "auth", operation_id = "oidc_start", params(Start), responses((status = 303)))]
@@ -144,7 +143,7 @@ async fn come_back(api: &Api, query: &str, headers: &HeaderMap, request_id: &str
 )]
 pub(crate) async fn methods(State(api): State<Api>, Query(NoQuery {}): Query<NoQuery>) -> Result<Json<Methods>, Error> {
     let settings = api.flow.settings().await?;
-    let button = settings.map(|settings| Button { label: settings.label, start: START.into() });
+    let button = settings.map(|settings| Button { label: settings.label, start: api.flow.start() });
     Ok(Json(Methods { password: true, provider: button }))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{CertifiedProvider, Fault, HostileProvider, Leg};
 
 use crate::{
-    app::{App, eventually},
+    app::{Answer, App, eventually},
     identity::{Browser, invite, login, person},
     oidc_browser,
 };
@@ -98,6 +98,10 @@ impl Lab {
             claims["preferred_username"] = json!(name);
             claims["roles"] = json!([role]);
         });
+    }
+
+    async fn browser_code(&self, browser: &Browser) -> String {
+        browser.get(&self.app, "/auth/code").await.ok()["code"].as_str().expect("a code").to_owned()
     }
 
     async fn me(&self, browser: &Browser) -> Value {
@@ -194,7 +198,7 @@ async fn the_provider_is_declared_shown_and_tested_by_administrators() {
     let app = &lab.app;
     let methods = |app: &App| app.http.get(format!("{}/api/v1/auth/methods", app.base));
     let shown: Value = methods(app).send().await.expect("an answer").json().await.expect("JSON");
-    assert_eq!(shown["provider"]["start"], "/auth/oidc/start");
+    assert_eq!(shown["provider"]["start"], format!("{}/auth/oidc/start", app.base));
     let declared = app.get("/auth/provider").await.ok();
     assert_eq!((&declared["managed_by"], &declared["has_secret"]), (&json!("settings"), &json!(true)));
     assert_eq!(declared["redirect_uri"], format!("{}/auth/oidc/callback", app.base));
@@ -304,7 +308,8 @@ async fn the_environment_speaks_alone_and_says_so() {
     lab.app.oidc.declared = api::oidc::Config::read(get).expect("good").declared;
     lab.app.base = lab.app.another_api().await;
     let methods = lab.go(&format!("{}/api/v1/auth/methods", lab.app.base), "").await.body;
-    assert_eq!(methods, json!({ "password": true, "provider": { "label": "Enter", "start": "/auth/oidc/start" } }));
+    let start = format!("{}/auth/oidc/start", lab.app.base);
+    assert_eq!(methods, json!({ "password": true, "provider": { "label": "Enter", "start": start } }));
     let declared = lab.app.get("/auth/provider").await.ok();
     assert_eq!((&declared["managed_by"], &declared["has_secret"]), (&json!("environment"), &json!(true)));
     assert_eq!(declared["settings"]["issuer"], lab.provider.issuer());
@@ -402,4 +407,39 @@ async fn somebody_signs_in_and_out_at_a_certified_provider() {
     assert_eq!(back.as_str(), place("/login"));
     ann.get(&app, "/auth/me").await.problem(401, "unauthorized");
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_code_that_the_browser_shows_signs_in_at_a_command_line_once() {
+    let lab = Lab::start().await;
+    lab.claims("ann", "operator");
+    let browser = lab.accepted().await;
+    let code = async || lab.browser_code(&browser).await;
+    let redeem = async |code: &str| {
+        let body = json!({ "code": code, "token_name": "laptop" }).to_string();
+        let request = lab.app.http.post(format!("{}/api/v1/auth/code", lab.app.base));
+        Answer::of(request.header("content-type", "application/json").body(body)).await
+    };
+    let first = code().await;
+    // Of several at once one is served.
+    let all = join_all((0..5).map(|_| redeem(&first))).await;
+    let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(|answer| answer.status == 200);
+    let [good] = &good[..] else { panic!("{good:?}") };
+    bad.into_iter().for_each(|answer| drop(answer.problem(401, "bad_code")));
+    let token = good.body["token"].as_str().expect("a token");
+    let me = Answer::of(lab.app.http.get(format!("{}/api/v1/auth/me", lab.app.base)).bearer_auth(token)).await.ok();
+    assert_eq!(
+        (&me["name"], &me["via"], &me["grant"]["role"]),
+        (&json!("ann"), &json!("personal_token"), &json!("operator"))
+    );
+    for dead in [first.as_str(), "", "x"] {
+        redeem(dead).await.problem(401, "bad_code");
+    }
+    // A token shows none: it would outlive itself. And a code ends with its session.
+    let by_token = lab.app.http.get(format!("{}/api/v1/auth/code", lab.app.base)).bearer_auth(token);
+    Answer::of(by_token).await.problem(409, "not_signed_in");
+    let late = code().await;
+    browser.post(&lab.app, "/auth/logout", json!({})).await.ok();
+    redeem(&late).await.problem(401, "bad_code");
+    lab.app.stop().await;
 }
