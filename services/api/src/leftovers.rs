@@ -100,9 +100,10 @@ where
 #[cfg(test)]
 mod tests {
     use domain::{
-        Key, Slug,
+        Key, SessionId, Slug, UserId,
         project::Project,
         registry::{Command, RegistrySettings},
+        session::{self, Method, Opening},
     };
     use eventlog::{Config, Secret};
     use testkit::Nats;
@@ -153,5 +154,32 @@ mod tests {
         left.sort();
         let kept = ["elsewhere/x", "hook/late/1", "registry/r_test=5000/new", "secret/shop/db/1", "secret/shop/db/2"];
         assert_eq!(left, kept);
+    }
+
+    #[tokio::test]
+    async fn an_id_token_is_kept_as_long_as_its_session() {
+        let nats = Nats::start().await.expect("NATS starts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let master_key = directory.path().join("key");
+        eventlog::vault::create_key(&master_key).expect("a key");
+        let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
+        let log = EventLog::connect(&config).await.expect("the log opens");
+        let now = runtime::clock::now();
+        let [open, ended, over, unheard] = [1, 2, 3, 4].map(|n| SessionId(uuid::Uuid::from_u128(n)));
+        for (id, hours) in [(open, 1), (ended, 1), (over, -1)] {
+            let expires_at = now + chrono::TimeDelta::hours(hours);
+            let opening = Opening { user: UserId(uuid::Uuid::nil()), epoch: 0, method: Method::Oidc, expires_at };
+            let open = session::Command::Open(opening);
+            log.execute(&Key::<Session>::session(id), open, &runtime::clock::context("test")).await.expect("opened");
+        }
+        let end = session::Command::End { reason: session::Reason::Logout };
+        log.execute(&Key::<Session>::session(ended), end, &runtime::clock::context("test")).await.expect("ended");
+        for id in [open, ended, over, unheard] {
+            log.vault().put(&format!("{ID_TOKENS}{id}"), &Secret::new("x")).await.expect("sealed");
+        }
+        let mut suspects = HashSet::new();
+        look(&log, &mut suspects).await.expect("swept");
+        assert_eq!(look(&log, &mut suspects).await.expect("swept"), 3);
+        assert_eq!(log.vault().names().await.expect("listed"), [format!("{ID_TOKENS}{open}")]);
     }
 }

@@ -386,7 +386,9 @@ impl Error {
                 sso::Rejection::NoSecret => (S::NOT_FOUND, "no_client_secret", ""),
                 sso::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
-            Self::NoProvider => (S::NOT_FOUND, "provider_not_found", "ask an administrator"),
+            Self::NoProvider => {
+                (S::NOT_FOUND, "provider_not_found", "an administrator declares one: `sluice provider set`")
+            }
             Self::ProviderOfEnvironment => (
                 S::CONFLICT,
                 "provider_of_environment",
