@@ -8,16 +8,21 @@ use std::{
     time::Duration,
 };
 
-use domain::{Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, token::Token};
+use domain::{
+    Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, session::Session, sso::Sso,
+    token::Token,
+};
 use eventlog::{Error, EventLog};
 use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::auth::ID_TOKENS;
 
 /// Between two looks: much longer than any request takes.
 const PAUSE: Duration = Duration::from_secs(3600);
 /// For one look.
 const LIMIT: Duration = Duration::from_secs(300);
 /// What the API keeps in the vault: what lies elsewhere is not its to judge.
-const PREFIXES: [&str; 5] = ["hook/", "proxy/", "registry/", "secret/", "token/"];
+const PREFIXES: [&str; 7] = ["hook/", ID_TOKENS, "proxy/", "registry/", "secret/", "sso/", "token/"];
 
 /// Looks for ever.
 pub(crate) async fn sweep(log: EventLog) {
@@ -65,16 +70,20 @@ async fn pointed(log: &EventLog) -> Result<HashSet<String>, Error> {
         }
     };
     log.each("sluice.events.project.>", 0, each).await?;
-    places.extend(current::<Registry>(log, |state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Proxy>(log, |state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Hook>(log, |state| Some(state.secret?.secret)).await?);
-    let held = |state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
+    places.extend(current::<Registry>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Proxy>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Hook>(log, |_, state| Some(state.secret?.secret)).await?);
+    let held = |_: &str, state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
     places.extend(current::<Token>(log, held).await?);
+    places.extend(current::<Sso>(log, |_, state| Some(state.secret?.secret)).await?);
+    let now = runtime::clock::now();
+    let open = |id: &str, state: Session| state.open(now).map(|_| format!("{ID_TOKENS}{id}"));
+    places.extend(current::<Session>(log, open).await?);
     Ok(places)
 }
 
-/// Where the aggregates of one kind point, as they stand.
-async fn current<A>(log: &EventLog, place: impl Fn(A) -> Option<String>) -> Result<Vec<String>, Error>
+/// Where the aggregates of one kind point, as they stand; `place` also takes the id.
+async fn current<A>(log: &EventLog, place: impl Fn(&str, A) -> Option<String>) -> Result<Vec<String>, Error>
 where
     A: Aggregate<Event: TryFrom<Event>>,
 {
@@ -85,15 +94,16 @@ where
         }
     };
     log.each(&format!("sluice.events.{}.>", A::NAME), 0, each).await?;
-    Ok(states.into_values().filter_map(place).collect())
+    Ok(states.into_iter().filter_map(|(key, state)| place(&key.join("."), state)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use domain::{
-        Key, Slug,
+        Key, SessionId, Slug, UserId,
         project::Project,
         registry::{Command, RegistrySettings},
+        session::{self, Method, Opening},
     };
     use eventlog::{Config, Secret};
     use testkit::Nats;
@@ -144,5 +154,32 @@ mod tests {
         left.sort();
         let kept = ["elsewhere/x", "hook/late/1", "registry/r_test=5000/new", "secret/shop/db/1", "secret/shop/db/2"];
         assert_eq!(left, kept);
+    }
+
+    #[tokio::test]
+    async fn an_id_token_is_kept_as_long_as_its_session() {
+        let nats = Nats::start().await.expect("NATS starts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let master_key = directory.path().join("key");
+        eventlog::vault::create_key(&master_key).expect("a key");
+        let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
+        let log = EventLog::connect(&config).await.expect("the log opens");
+        let now = runtime::clock::now();
+        let [open, ended, over, unheard] = [1, 2, 3, 4].map(|n| SessionId(uuid::Uuid::from_u128(n)));
+        for (id, hours) in [(open, 1), (ended, 1), (over, -1)] {
+            let expires_at = now + chrono::TimeDelta::hours(hours);
+            let opening = Opening { user: UserId(uuid::Uuid::nil()), epoch: 0, method: Method::Oidc, expires_at };
+            let open = session::Command::Open(opening);
+            log.execute(&Key::<Session>::session(id), open, &runtime::clock::context("test")).await.expect("opened");
+        }
+        let end = session::Command::End { reason: session::Reason::Logout };
+        log.execute(&Key::<Session>::session(ended), end, &runtime::clock::context("test")).await.expect("ended");
+        for id in [open, ended, over, unheard] {
+            log.vault().put(&format!("{ID_TOKENS}{id}"), &Secret::new("x")).await.expect("sealed");
+        }
+        let mut suspects = HashSet::new();
+        look(&log, &mut suspects).await.expect("swept");
+        assert_eq!(look(&log, &mut suspects).await.expect("swept"), 3);
+        assert_eq!(log.vault().names().await.expect("listed"), [format!("{ID_TOKENS}{open}")]);
     }
 }

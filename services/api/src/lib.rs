@@ -40,6 +40,7 @@ pub struct Config {
     /// `NODE`: where deployments run.
     pub node: String,
     pub identity: Identity,
+    pub oidc: oidc::Config,
 }
 
 /// How long requests may take to finish after the end was asked for.
@@ -71,6 +72,8 @@ struct Api {
     progress: Progress,
     live: Live,
     auth: Arc<Auth>,
+    /// Signs people in at the provider, if there is one.
+    flow: oidc::Flow,
     node: Arc<str>,
     /// Webhooks that are worked on.
     hooks: Arc<Semaphore>,
@@ -103,6 +106,8 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     })?;
     let auth = Auth::open(&log, config.identity).await?;
     let auth = Arc::new(auth);
+    let public_url = auth.public_url().map_or_else(|| format!("http://{}", config.listen), str::to_owned);
+    let flow = oidc::Flow::new(log.clone(), oidc::Limits::default(), config.oidc, &public_url)?;
     let last = log.last_sequence().await.context("reading the end of the event log")?;
     let live = Live::new(last);
     let (progress, hear_progress) = Progress::follow(pool.clone());
@@ -114,7 +119,7 @@ pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: Cancella
     tasks.spawn(auth.clone().keep());
     let node = config.node.into();
     let [hooks, arriving] = [hooks::AT_ONCE, hooks::ARRIVING].map(|most| Arc::new(Semaphore::new(most)));
-    let api = Api { log, pool, progress, live, auth, node, hooks, arriving, shutdown: shutdown.clone() };
+    let api = Api { log, pool, progress, live, auth, flow, node, hooks, arriving, shutdown: shutdown.clone() };
     let app = routes::all().router(api).layer(middleware::from_fn(rim::rim));
     tracing::info!(listen = %config.listen, "API ready");
 

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use axum::response::{IntoResponse, Response};
 use domain::{
     FieldError, Role, administrators, handle, hook, image, node::ResolveError, project, proxy, registry, route,
-    session, stage, token, user,
+    session, sso, stage, token, user,
 };
 use eventlog::{CommitError, ExecuteError};
 use http::StatusCode;
 use readmodel::promotions::Status;
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::oidc::Refusal;
 
 /// Why a request was not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,8 @@ pub(crate) enum Error {
     OutsideGrant,
     #[error("the name or the password is wrong")]
     BadCredentials,
+    #[error("this code is no longer good: it was used, is older than two minutes, or its session has ended")]
+    BadCode,
     #[error("the password is not the present one")]
     WrongPassword,
     #[error("Too many failed login attempts. Please try again later.")]
@@ -91,6 +95,14 @@ pub(crate) enum Error {
     Token(#[from] token::Rejection),
     #[error(transparent)]
     Hook(#[from] hook::Rejection),
+    #[error(transparent)]
+    Sso(#[from] sso::Rejection),
+    #[error("nobody declared a provider to sign in at")]
+    NoProvider,
+    #[error("the environment of the API names the provider, and what is stored here would count for nothing")]
+    ProviderOfEnvironment,
+    #[error("{0}")]
+    NotLetIn(Refusal),
     #[error(transparent)]
     Image(#[from] image::WithinError),
     #[error(transparent)]
@@ -211,6 +223,7 @@ impl Error {
             | Self::Proxy(proxy::Rejection::Invalid(errors))
             | Self::Token(token::Rejection::Invalid(errors))
             | Self::User(user::Rejection::Invalid(errors))
+            | Self::Sso(sso::Rejection::Invalid(errors))
             | Self::Hook(hook::Rejection::Invalid(errors)) => errors.clone(),
             Self::Route { field, host, rejection } => {
                 vec![FieldError { field: field.clone(), problem: format!("{host}: {rejection}") }]
@@ -252,6 +265,7 @@ impl Error {
             Self::Forbidden(_) => (S::FORBIDDEN, "forbidden", "ask an administrator"),
             Self::OutsideGrant => (S::FORBIDDEN, "outside_grant", "ask an administrator"),
             Self::BadCredentials => (S::UNAUTHORIZED, "bad_credentials", ""),
+            Self::BadCode => (S::UNAUTHORIZED, "bad_code", "let the browser show another"),
             Self::WrongPassword => (S::FORBIDDEN, "wrong_password", ""),
             Self::LoginRateLimited { .. } => (S::TOO_MANY_REQUESTS, "login_rate_limited", ""),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "slow down"),
@@ -367,6 +381,20 @@ impl Error {
                 hook::Rejection::Unknown => (S::NOT_FOUND, "hook_not_found", ""),
                 hook::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
+            Self::Sso(rejection) => match rejection {
+                sso::Rejection::Unknown => (S::NOT_FOUND, "provider_not_found", ""),
+                sso::Rejection::NoSecret => (S::NOT_FOUND, "no_client_secret", ""),
+                sso::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
+            },
+            Self::NoProvider => {
+                (S::NOT_FOUND, "provider_not_found", "an administrator declares one: `sluice provider set`")
+            }
+            Self::ProviderOfEnvironment => (
+                S::CONFLICT,
+                "provider_of_environment",
+                "change the variables OIDC_* and restart the API, or take them out and declare the provider here",
+            ),
+            Self::NotLetIn(refusal) => return not_let_in(refusal),
             Self::Image(error) => match error {
                 image::WithinError::Bad(_) => (S::UNPROCESSABLE_ENTITY, "bad_image", ""),
                 image::WithinError::OtherRepository { .. } => (S::UNPROCESSABLE_ENTITY, "other_repository", ""),
@@ -422,6 +450,17 @@ impl Error {
         };
         (status, code.to_owned(), (!hint.is_empty()).then(|| hint.to_owned()))
     }
+}
+
+/// Whose fault it is that somebody who comes back from the provider is not let in.
+fn not_let_in(refusal: &Refusal) -> (StatusCode, String, Option<String>) {
+    let status = match refusal {
+        Refusal::Busy | Refusal::Log(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::Provider { .. } => StatusCode::BAD_GATEWAY,
+        Refusal::ReturnPath => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::FORBIDDEN,
+    };
+    (status, refusal.code(), None)
 }
 
 fn promotion_status(status: Status) -> &'static str {

@@ -193,8 +193,8 @@ impl Client {
     }
 
     fn request(&self, method: Method, url: Url) -> Result<reqwest::RequestBuilder, Error> {
-        let public = url.path().ends_with("/health");
-        let signing_in = url.path().ends_with("/auth/token");
+        let public = ["/health", "/auth/methods"].iter().any(|path| url.path().ends_with(path));
+        let signing_in = ["/auth/token", "/auth/code"].iter().any(|path| url.path().ends_with(path));
         let request = self.http.request(method, url);
         if signing_in {
             return Ok(request);

@@ -100,8 +100,12 @@ fn in_runtime(role: Role, globals: &Globals) -> Result<()> {
 
 async fn api() -> Result<()> {
     let shutdown = shutdown()?;
-    let config =
-        api::Config { listen: api_listen()?, node: env::parse("NODE", "local".to_owned())?, identity: identity()? };
+    let config = api::Config {
+        listen: api_listen()?,
+        node: env::parse("NODE", "local".to_owned())?,
+        identity: identity()?,
+        oidc: api::oidc::Config::read(env::optional)?,
+    };
     let log = connect("api", &shutdown).await?;
     let pool = database(&shutdown).await?;
     api::run(config, log, pool, shutdown).await

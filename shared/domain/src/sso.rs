@@ -36,6 +36,7 @@ pub enum Event {
 /// How a provider is reached, and what its claims are worth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ProviderSettings)]
 pub struct Settings {
     /// Exactly as the provider writes it in its own documents, with or without a slash at the end. Another issuer ends
     /// the client secret, which was meant for the one before.
@@ -282,6 +283,20 @@ impl Settings {
 }
 
 impl Mapped {
+    /// A value of the claim and what it is worth, written as `value=role` or `value=role:project+project`.
+    pub fn read(entry: &str) -> Result<(String, Self), String> {
+        let (value, worth) = entry.rsplit_once('=').ok_or(format!("`{entry}` is not of the form value=role"))?;
+        let (role, projects) = match worth.split_once(':') {
+            Some((role, projects)) => (role, Some(projects)),
+            None => (worth, None),
+        };
+        let role: Role = serde_json::from_value(role.trim().into())
+            .map_err(|_| format!("`{}` is no role: viewer, operator or admin", role.trim()))?;
+        let projects = projects.map(|all| all.split('+').map(|name| name.trim().parse::<Slug>()).collect()).transpose();
+        let projects = projects.map_err(|error| error.to_string())?;
+        Ok((value.trim().to_owned(), Self { role, projects }))
+    }
+
     /// The same role in the projects of both.
     fn and(self, other: &Self) -> Self {
         let projects = self.projects.zip(other.projects.clone()).map(|(mine, others)| mine.into_iter().chain(others));

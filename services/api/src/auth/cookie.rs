@@ -4,6 +4,9 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::settings::Identity;
 
+/// In seconds: as long as a sign-in at the provider may take.
+const BEGUN: i64 = 600;
+
 /// How the cookie is written: over TLS with everything that browsers can do for it.
 pub(crate) struct Cookies {
     secure: bool,
@@ -26,29 +29,46 @@ impl Cookies {
         if self.secure { "__Host-sluice" } else { "sluice" }
     }
 
-    /// What the browser sent. Of two by one name neither counts: nobody can tell who set which.
+    fn browser_name(&self) -> &'static str {
+        if self.secure { "__Host-sluice-oidc" } else { "sluice-oidc" }
+    }
+
     pub(crate) fn read<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        let values = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let mut ours = pairs.filter(|(name, _)| *name == self.name()).map(|(_, value)| value);
-        ours.next().filter(|value| !value.is_empty() && ours.next().is_none())
+        find(headers, self.name())
     }
 
     pub(crate) fn set(&self, handle: &str) -> Option<HeaderValue> {
-        self.write(handle, self.max_age)
+        self.write(self.name(), handle, self.max_age)
     }
 
     pub(crate) fn clear(&self) -> Option<HeaderValue> {
-        self.write("", 0)
+        self.write(self.name(), "", 0)
     }
 
-    fn write(&self, value: &str, max_age: i64) -> Option<HeaderValue> {
+    /// What only the browser holds that has begun to sign in at the provider.
+    pub(crate) fn read_browser<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        find(headers, self.browser_name())
+    }
+
+    pub(crate) fn set_browser(&self, value: &str) -> Option<HeaderValue> {
+        self.write(self.browser_name(), value, BEGUN)
+    }
+
+    fn write(&self, name: &str, value: &str, max_age: i64) -> Option<HeaderValue> {
         let secure = if self.secure { "; Secure" } else { "" };
-        let text = format!("{}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}", self.name());
+        let text = format!("{name}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}");
         let mut value = HeaderValue::from_str(&text).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
+}
+
+/// What the browser sent. Of two by one name neither counts: nobody can tell who set which.
+fn find<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let values = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut ours = pairs.filter(|(found, _)| *found == name).map(|(_, value)| value);
+    ours.next().filter(|value| !value.is_empty() && ours.next().is_none())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! its token and its user still are what they were.
 
 mod address;
+mod code;
 mod cookie;
 mod csrf;
 mod guard;
@@ -12,6 +13,7 @@ mod limiter;
 mod password;
 mod people;
 mod principal;
+mod provided;
 mod secret;
 mod settings;
 mod watch;
@@ -35,6 +37,7 @@ pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
 pub(crate) use people::{People, Profile};
 pub(crate) use principal::{Principal, Who};
+pub(crate) use provided::ID_TOKENS;
 pub(crate) use secret::{digest, new_token, random_secret, same_secret};
 pub use settings::Identity;
 pub(crate) use watch::watched;
@@ -53,6 +56,7 @@ pub(crate) struct Auth {
     pub(crate) limiter: Limiter,
     pub(crate) people: People,
     pub(crate) cookies: Cookies,
+    refusals: provided::Refusals,
 }
 
 /// What a sign-in came to: the session, and the handle to it.
@@ -61,8 +65,18 @@ pub(crate) struct SignedIn {
     pub(crate) handle: String,
 }
 
+/// Somebody who comes to be.
+struct Newcomer<'a> {
+    id: UserId,
+    source: user::Source,
+    /// What is theirs alone from then on; the first for as long as they are here.
+    handles: &'a [String],
+    profile: &'a Profile,
+    grant: Grant,
+}
+
 impl Auth {
-    pub(crate) async fn open(log: &EventLog, settings: Identity) -> Result<Self> {
+    pub(crate) async fn open(log: &EventLog, mut settings: Identity) -> Result<Self> {
         let addresses = settings.check()?;
         let secrets = Secrets::new(log);
         let people = People::open(log).await.context(
@@ -78,6 +92,7 @@ impl Auth {
             limiter: Limiter::new(log, settings.limits(), settings.rate()),
             people,
             cookies: Cookies::new(&settings),
+            refusals: provided::Refusals::default(),
             settings,
         };
         auth.found().await?;
@@ -128,17 +143,30 @@ impl Auth {
         first: bool,
         context: &Context,
     ) -> Result<eventlog::Committed, Error> {
-        let digest = self.people.handle(&profile.name);
-        let handle = handle_key(&digest)?;
-        let sealed = self.people.seal(id, profile).await?;
-        let command = user::Command::Create { source: user::Source::Local, handle: digest, profile: sealed, grant };
-        let key = Key::user(id);
-        let (command, key, handle) = (&command, &key, &handle);
+        let handles = [self.people.handle(&profile.name)];
+        let newcomer = Newcomer { id, source: user::Source::Local, handles: &handles, profile, grant };
+        self.admit(newcomer, first, context).await
+    }
+
+    async fn admit(
+        &self,
+        newcomer: Newcomer<'_>,
+        first: bool,
+        context: &Context,
+    ) -> Result<eventlog::Committed, Error> {
+        let Newcomer { id, source, handles, profile, grant } = newcomer;
+        let handle = handles.first().cloned().unwrap_or_default();
+        let names = handles.iter().map(|digest| handle_key(digest)).collect::<Result<Vec<_>, _>>()?;
+        let profile = self.people.seal(id, profile).await?;
+        let command = user::Command::Create { source, handle, profile, grant };
+        let (command, key, names) = (&command, &Key::user(id), &names);
         let made = self
             .log
             .transact(context, |mut tx| async move {
                 tx.decide(key, command.clone()).await?;
-                tx.decide(handle, domain::handle::Command::Claim { user: id }).await?;
+                for name in names {
+                    tx.decide(name, domain::handle::Command::Claim { user: id }).await?;
+                }
                 if first {
                     tx.decide(&Key::administrators(), administrators::Command::Found { user: id }).await?;
                 }
@@ -172,12 +200,23 @@ impl Auth {
     pub(crate) async fn erase(&self, id: UserId, context: &Context) -> Result<eventlog::Committed, Error> {
         let key = &Key::user(id);
         let person = self.log.load(key).await?.state.person.ok_or(user::Rejection::Unknown)?;
-        let handle = &handle_key(&person.handle)?;
+        // Whom the provider knows has a name beside.
+        let profile = self.people.open_profile(id, &person.profile).await?;
+        let name = profile.map(|profile| self.people.handle(&profile.name)).filter(|name| *name != person.handle);
+        let names = [Some(person.handle.clone()), name].into_iter().flatten();
+        let names = &names.map(|digest| handle_key(&digest)).collect::<Result<Vec<_>, _>>()?;
+        let seen = &person.profile;
         let erased = self
             .log
             .transact(context, |mut tx| async move {
+                // Renamed meanwhile: the other name would stay taken.
+                if tx.load(key).await?.state.person.is_some_and(|person| person.profile != *seen) {
+                    return Err(Error::Conflict);
+                }
                 tx.decide(key, user::Command::Erase).await?;
-                tx.decide(handle, domain::handle::Command::Release { user: id }).await?;
+                for name in names {
+                    tx.decide(name, domain::handle::Command::Release { user: id }).await?;
+                }
                 settle(tx, id).await
             })
             .await?;

@@ -72,9 +72,16 @@ impl People {
         Ok(Self { keys: Secrets::new(log), vault, names })
     }
 
-    /// Under which the name stands in the log. Names that differ in case only are one.
+    /// Under which the name stands in the log. Names that differ in case only are one, in any script: the provider's may
+    /// hold any.
     pub(crate) fn handle(&self, name: &str) -> String {
-        self.digest("name", name.trim().to_ascii_lowercase())
+        self.digest("name", name.trim().to_lowercase())
+    }
+
+    /// Under which whom the provider knows stands in the log.
+    pub(crate) fn identity(&self, issuer: &str, subject: &str) -> String {
+        // Neither can hold the byte between them.
+        self.digest("subject", format!("{issuer}\0{subject}"))
     }
 
     /// Under which what is known of an address is kept.

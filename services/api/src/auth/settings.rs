@@ -20,7 +20,8 @@ pub struct Identity {
     pub admin_password: Option<String>,
     /// `JWT_SECRET_KEY`: at least 32 characters. Another one ends every session.
     pub jwt_secret: String,
-    /// `PUBLIC_URL`: where browsers reach Sluice; without it, on this machine over plain HTTP.
+    /// `PUBLIC_URL`: scheme, host and port at which browsers reach Sluice; without it, on this machine over plain HTTP.
+    /// What leads people here begins with it, and never with what a request says.
     pub public_url: Option<String>,
     /// `LOGIN_MAX_FAILURES`.
     pub login_max_failures: u64,
@@ -58,7 +59,7 @@ impl Identity {
         }
     }
 
-    pub(super) fn check(&self) -> Result<Addresses> {
+    pub(super) fn check(&mut self) -> Result<Addresses> {
         let different = self.jwt_secret.bytes().collect::<std::collections::BTreeSet<_>>().len();
         if self.jwt_secret.chars().count() < SHORTEST_KEY || different < FEWEST_BYTES {
             bail!(
@@ -79,16 +80,7 @@ impl Identity {
                 bail!("{name}: {value} is out of range: give a number from 1 to {most}");
             }
         }
-        if let Some(url) = &self.public_url {
-            let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-            let good = host.is_some_and(|host| {
-                let host = host.strip_suffix('/').unwrap_or(host);
-                !host.is_empty() && !host.contains(['/', '?', '#', '@', ' '])
-            });
-            if !good {
-                bail!("PUBLIC_URL: must be scheme, host and perhaps a port, such as https://sluice.example.com");
-            }
-        }
+        self.public_url = self.public_url.as_deref().map(origin).transpose()?;
         let trusted = networks(&self.login_trusted_proxies).context("LOGIN_TRUSTED_PROXY_IPS")?;
         Ok(Addresses::new(trusted))
     }
@@ -114,6 +106,19 @@ impl Identity {
     }
 }
 
+/// As the parser of browsers has it, without a slash at the end.
+fn origin(text: &str) -> Result<String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| {
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        let bare = bare && url.username().is_empty() && url.password().is_none();
+        bare && url.has_host() && matches!(url.scheme(), "http" | "https")
+    });
+    match url {
+        Some(url) => Ok(url.origin().ascii_serialization()),
+        None => bail!("PUBLIC_URL: must be scheme, host and perhaps a port, such as https://sluice.example.com"),
+    }
+}
+
 /// Never more than a day, by [`Identity::check`].
 fn seconds(seconds: u64) -> TimeDelta {
     TimeDelta::seconds(seconds.min(DAY).cast_signed())
@@ -126,8 +131,8 @@ mod tests {
     #[test]
     fn a_bad_setting_is_named() {
         let good = Identity::new("0123456789abcdef0123456789abcdef");
-        assert!(good.check().is_ok());
-        for (bad, name) in [
+        assert!(good.clone().check().is_ok());
+        for (mut bad, name) in [
             (Identity::new("short"), "JWT_SECRET_KEY"),
             (Identity::new("a".repeat(64)), "JWT_SECRET_KEY"),
             (Identity { login_max_failures: 0, ..good.clone() }, "LOGIN_MAX_FAILURES"),
@@ -139,9 +144,25 @@ mod tests {
             (Identity { session_idle: 0, ..good.clone() }, "SESSION_IDLE_SECONDS"),
             (Identity { public_url: Some("sluice.example".into()), ..good.clone() }, "PUBLIC_URL"),
             (Identity { public_url: Some("https://u@h".into()), ..good.clone() }, "PUBLIC_URL"),
+            (Identity { public_url: Some("https://sluice.example/sub".into()), ..good.clone() }, "PUBLIC_URL"),
+            (Identity { public_url: Some("javascript:x".into()), ..good.clone() }, "PUBLIC_URL"),
         ] {
             let error = format!("{:#}", bad.check().err().expect(name));
             assert!(error.starts_with(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_public_url_is_an_origin_as_browsers_write_it() {
+        for (url, origin) in [
+            ("https://Sluice.Example/", "https://sluice.example"),
+            ("https://sluice.example:443", "https://sluice.example"),
+            ("http://127.0.0.1:7070/", "http://127.0.0.1:7070"),
+        ] {
+            let good = Identity::new("0123456789abcdef0123456789abcdef");
+            let mut identity = Identity { public_url: Some(url.into()), ..good };
+            identity.check().expect("good");
+            assert_eq!(identity.public_url.as_deref(), Some(origin));
         }
     }
 }

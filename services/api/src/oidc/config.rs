@@ -4,19 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, anyhow, bail};
-use domain::{
-    Role, Slug,
-    sso::{self, Algorithm, Mapped, Settings},
-};
+use domain::sso::{self, Algorithm, Mapped, Settings};
 use eventlog::Secret;
 use runtime::outgoing::Outgoing;
 
 /// Everything about sign-in through a provider that the environment says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// `PUBLIC_URL`: scheme, host and port under which people reach us, without a slash at the end. Where the provider
-    /// sends people back to begins with it, and never comes from a request.
-    pub public_url: String,
     /// `URL_ALLOW_LOCAL`.
     pub outgoing: Outgoing,
     /// `OIDC_*`.
@@ -39,18 +33,15 @@ const ROLES_CLAIM: &str = "OIDC_ROLES_CLAIM";
 const ROLE_MAP: &str = "OIDC_ROLE_MAP";
 const ALGORITHMS: &str = "OIDC_ALGORITHMS";
 const LABEL: &str = "OIDC_LABEL";
-const PUBLIC_URL: &str = "PUBLIC_URL";
 /// Those that mean nothing without an issuer.
 const OTHERS: [&str; 8] =
     [CLIENT_ID, CLIENT_SECRET, CLIENT_SECRET_FILE, SCOPES, ROLES_CLAIM, ROLE_MAP, ALGORITHMS, LABEL];
 
 impl Config {
-    /// From the variables that `get` knows; `here` is the public URL where none is set. An error names the variable.
-    pub fn read(get: impl Fn(&str) -> Option<String>, here: &str) -> Result<Self> {
-        let public_url = get(PUBLIC_URL).unwrap_or_else(|| here.to_owned());
+    /// From the variables that `get` knows. An error names the variable.
+    pub fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let outgoing = get(Outgoing::VARIABLE).unwrap_or_default().parse();
         Ok(Self {
-            public_url: origin(&public_url).map_err(|problem| anyhow!("{PUBLIC_URL}: {problem}"))?,
             outgoing: outgoing.map_err(|problem: String| anyhow!("{}: {problem}", Outgoing::VARIABLE))?,
             declared: declared(&get)?,
         })
@@ -122,21 +113,9 @@ fn role_map(text: &str) -> Result<BTreeMap<String, Mapped>, String> {
         return serde_json::from_str(text).map_err(|error| format!("this is no JSON of roles: {error}"));
     }
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    let read = |entry: &str| -> Result<_, String> {
-        let (value, worth) = entry.rsplit_once('=').ok_or(format!("`{entry}` is not of the form value=role"))?;
-        let (role, projects) = match worth.split_once(':') {
-            Some((role, projects)) => (role, Some(projects)),
-            None => (worth, None),
-        };
-        let role: Role = serde_json::from_value(role.trim().into())
-            .map_err(|_| format!("`{}` is no role: viewer, operator or admin", role.trim()))?;
-        let projects = projects.map(|all| all.split('+').map(|name| name.trim().parse::<Slug>()).collect()).transpose();
-        let projects = projects.map_err(|error| error.to_string())?;
-        Ok((value.trim().to_owned(), Mapped { role, projects }))
-    };
     let mut map = BTreeMap::new();
     for entry in entries {
-        let (value, mapped) = read(entry)?;
+        let (value, mapped) = Mapped::read(entry)?;
         if map.insert(value.clone(), mapped).is_some() {
             return Err(format!("`{value}` stands there twice"));
         }
@@ -144,34 +123,22 @@ fn role_map(text: &str) -> Result<BTreeMap<String, Mapped>, String> {
     Ok(map)
 }
 
-/// Scheme, host and port, as the parser of browsers has them.
-fn origin(text: &str) -> Result<String, String> {
-    let how = || format!("`{text}` must be the http:// or https:// address of this server, without a path");
-    let url = reqwest::Url::parse(text).map_err(|_| how())?;
-    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    let bare = bare && url.username().is_empty() && url.password().is_none();
-    if !bare || !matches!(url.scheme(), "http" | "https") {
-        return Err(how());
-    }
-    Ok(url.origin().ascii_serialization())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use domain::Role;
 
-    const HERE: &str = "http://127.0.0.1:8080";
+    use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
         let get = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        Config::read(get, HERE).map_err(|error| format!("{error:#}"))
+        Config::read(get).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
     fn nothing_set_is_nothing_declared() {
         let config = read(&[]).expect("good");
         assert!(config.declared.is_none());
-        assert_eq!((config.public_url.as_str(), config.outgoing), (HERE, Outgoing::default()));
+        assert_eq!(config.outgoing, Outgoing::default());
     }
 
     #[test]
@@ -179,7 +146,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "from a file\n").expect("written");
         let config = read(&[
-            ("PUBLIC_URL", "https://deploy.example.com/"),
             ("URL_ALLOW_LOCAL", "127.0.0.1"),
             (ISSUER, "https://id.example.com"),
             (CLIENT_ID, "sluice"),
@@ -191,7 +157,6 @@ mod tests {
             (LABEL, "Sign in with Example"),
         ])
         .expect("good");
-        assert_eq!(config.public_url, "https://deploy.example.com");
         let Declared { settings, secret } = config.declared.expect("declared");
         let projects = ["shop", "blog"].map(|name| name.parse().expect("a name")).into();
         let role_map = [
@@ -236,9 +201,6 @@ mod tests {
             (ALGORITHMS, "none"),
             (ALGORITHMS, "HS256"),
             (LABEL, "\n"),
-            ("PUBLIC_URL", "deploy.example.com"),
-            ("PUBLIC_URL", "https://deploy.example.com/sluice"),
-            ("PUBLIC_URL", "javascript:x"),
             ("URL_ALLOW_LOCAL", "localhost"),
         ] {
             let mut variables = vec![(name, value)];

@@ -25,7 +25,6 @@ use openidconnect::{
     core::{CoreIdToken, CoreResponseType},
 };
 use reqwest::Url;
-use runtime::outgoing::Outgoing;
 use tokio::sync::Semaphore;
 
 pub use self::{
@@ -38,6 +37,8 @@ use self::{http::Http, pending::Store, provider::Memory};
 
 /// Where the provider sends people back to, behind the public URL. It is what must be registered there.
 pub const CALLBACK: &str = "/auth/oidc/callback";
+/// Where a sign-in begins.
+const START: &str = "/auth/oidc/start";
 /// Where people land who signed out at the provider.
 const SIGNED_OUT: &str = "/login";
 
@@ -130,6 +131,8 @@ pub struct Verified {
 #[derive(Clone)]
 pub struct Flow {
     log: EventLog,
+    declared: Option<Arc<Declared>>,
+    public_url: Arc<str>,
     http: Http,
     memory: Arc<Memory>,
     pending: Store,
@@ -138,21 +141,44 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Fails only where this machine has no usable TLS.
-    pub fn new(log: EventLog, limits: Limits, outgoing: Outgoing) -> anyhow::Result<Self> {
+    /// `public_url` is scheme, host and port under which people reach us, without a slash at the end. Fails only where
+    /// this machine has no usable TLS.
+    pub fn new(log: EventLog, limits: Limits, config: Config, public_url: &str) -> anyhow::Result<Self> {
+        let Config { outgoing, declared } = config;
+        let (declared, public_url) = (declared.map(Arc::new), public_url.into());
         let http = Http::new(&limits, Arc::new(outgoing))?;
         let memory = Arc::new(Memory::new(http.clone(), limits.clone()));
         let (pending, at_once) = (Store::new(&log), Arc::new(Semaphore::new(limits.at_once)));
-        Ok(Self { log, http, memory, pending, at_once, limits })
+        Ok(Self { log, declared, public_url, http, memory, pending, at_once, limits })
     }
 
-    /// The provider as the configuration, and where that says nothing the settings, have it. None where neither does.
-    pub async fn provider(&self, config: &Config) -> Result<Option<Provider>, eventlog::Error> {
-        let public_url = config.public_url.clone();
-        if let Some(Declared { settings, secret }) = config.declared.clone() {
+    /// Whether the environment names the provider: then nothing that is stored counts.
+    pub fn by_environment(&self) -> bool {
+        self.declared.is_some()
+    }
+
+    /// Where a browser begins a sign-in.
+    pub fn start(&self) -> String {
+        format!("{}{START}", self.public_url)
+    }
+
+    /// How the provider is reached, as the environment, and where that says nothing what is stored, has it. None where
+    /// neither does.
+    pub async fn settings(&self) -> Result<Option<Settings>, eventlog::Error> {
+        match &self.declared {
+            Some(declared) => Ok(Some(declared.settings.clone())),
+            None => Ok(self.log.fold(&Key::<Sso>::sso()).await?.state.settings.clone()),
+        }
+    }
+
+    /// The same with what we prove ourselves with.
+    pub async fn provider(&self) -> Result<Option<Provider>, eventlog::Error> {
+        let public_url = self.public_url.to_string();
+        if let Some(declared) = &self.declared {
+            let Declared { settings, secret } = (**declared).clone();
             return Ok(Some(Provider { settings, secret, public_url }));
         }
-        let Sso { settings, secret } = self.log.load(&Key::<Sso>::sso()).await?.state;
+        let Sso { settings, secret } = self.log.fold(&Key::<Sso>::sso()).await?.state.clone();
         let Some(settings) = settings else { return Ok(None) };
         let secret = match secret {
             Some(place) => self.log.vault().get(&place.secret).await?,
@@ -218,12 +244,11 @@ impl Flow {
         let code = callback.code.ok_or(Refusal::CodeMissing)?;
         let tokens = token::exchange(&self.http, provider, &discovered, code, &pending).await?;
         let keys = self.memory.keys(&discovered.keys).await?;
-        let verify = |keys| token::verify(&tokens, settings, keys, &pending, &self.limits);
-        let claims = match verify(&keys) {
+        let claims = match token::verify(&tokens, settings, &keys, &pending, &self.limits) {
             // There may be new keys; some providers even give them old names.
             Err(refusal @ (Refusal::KeyUnknown | Refusal::Signature)) => {
                 match self.memory.newer_keys(&discovered.keys, &keys).await? {
-                    Some(newer) => verify(&newer)?,
+                    Some(newer) => token::verify(&tokens, settings, &newer, &pending, &self.limits)?,
                     None => return Err(refusal),
                 }
             }
@@ -244,14 +269,19 @@ impl Flow {
     }
 
     /// Where somebody goes who has signed out here, so as to sign out at the provider, too (RP-initiated logout). None
-    /// where the provider has no such place, or cannot be asked: they are signed out here in any case.
+    /// where the provider has no such place, cannot be asked, or is not the one that issued the token: they are signed
+    /// out here in any case.
     pub async fn logout_url(&self, provider: &Provider, id_token: Option<&Secret>) -> Option<String> {
+        let hint = id_token.and_then(|token| str::from_utf8(token.expose()).ok());
+        if hint.is_some_and(|hint| token::issuer(hint).as_ref() != Some(&provider.settings.issuer)) {
+            return None;
+        }
         let discovered = self.memory.discovery(&provider.settings).await.ok()?;
         let back = PostLogoutRedirectUrl::new(format!("{}{SIGNED_OUT}", provider.public_url)).ok()?;
         let request = LogoutRequest::from(EndSessionUrl::from_url(discovered.end_session.clone()?))
             .set_client_id(ClientId::new(provider.settings.client_id.clone()))
             .set_post_logout_redirect_uri(back);
-        let hint = id_token.and_then(|token| str::from_utf8(token.expose()).ok()?.parse::<CoreIdToken>().ok());
+        let hint = hint.and_then(|hint| hint.parse::<CoreIdToken>().ok());
         let request = match &hint {
             Some(hint) => request.set_id_token_hint(hint),
             None => request,

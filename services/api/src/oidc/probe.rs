@@ -22,6 +22,7 @@ pub struct Report {
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ProviderCheck)]
 pub struct Check {
     /// Stable, for scripts.
     #[schema(example = "discovery")]
@@ -33,6 +34,7 @@ pub struct Check {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ProviderCheckOutcome)]
 pub enum Outcome {
     Passed,
     /// It works, and somebody should know.
@@ -43,8 +45,9 @@ pub enum Outcome {
 }
 
 /// All names, in order: the ones behind a failure that they depend on are skipped.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "settings",
+    "redirect_uri",
     "address",
     "discovery",
     "issuer",
@@ -104,6 +107,7 @@ async fn look(http: &Http, provider: &Provider, checks: &mut Checks) -> Option<(
     let wrong = wrong.iter().map(|error| format!("{} {}", error.field, error.problem)).collect::<Vec<_>>().join("; ");
     let readable = if wrong.is_empty() { Ok(()) } else { Err(wrong) };
     checks.take("settings", readable, "the settings are complete")?;
+    redirect(provider, checks);
     secret(provider, checks);
 
     let url = discovery_url(&settings.issuer).map_err(|refusal| refusal.to_string());
@@ -164,6 +168,23 @@ fn fitting(keys: &CoreJsonWebKeySet, accepted: &BTreeSet<Algorithm>) -> Result<u
     match keys.keys().iter().filter(of_kind).count() {
         0 => Err(Refusal::NoAlgorithm),
         fitting => Ok(fitting),
+    }
+}
+
+/// Whether people come back from there, only the provider knows; whether their browsers can, is plain to see.
+fn redirect(provider: &Provider, checks: &mut Checks) {
+    let callback = provider.callback();
+    if callback.starts_with("https://") {
+        checks.note("redirect_uri", Outcome::Passed, format!("{callback} is where it must send people back to"));
+    } else {
+        checks.note(
+            "redirect_uri",
+            Outcome::Warning,
+            format!(
+                "{callback} is where it must send people back to, which is for a browser on this machine only: set \
+                 PUBLIC_URL to the https:// address at which people reach Sluice"
+            ),
+        );
     }
 }
 

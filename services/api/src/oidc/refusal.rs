@@ -52,6 +52,21 @@ macro_rules! refusals {
         }
 
         impl Refusal {
+            /// Whether this ends a sign-in that somebody began here. Anybody can bring about the others at will, as often
+            /// as they like.
+            pub fn ends_a_sign_in(&self) -> bool {
+                !matches!(
+                    self,
+                    Self::ReturnPath
+                        | Self::Busy
+                        | Self::CallbackMalformed
+                        | Self::StateMissing
+                        | Self::StateUnknown
+                        | Self::OtherBrowser
+                        | Self::Log(_)
+                )
+            }
+
             /// Stable, for scripts.
             pub fn code(&self) -> String {
                 match self {
@@ -128,6 +143,11 @@ refusals! {
     UserinfoSubjectMissing "userinfo_subject_missing" "what the provider says about you does not say about whom"
     UserinfoSubject "userinfo_subject_wrong" "what the provider says is about somebody else"
     UserinfoSigned "userinfo_signed" "the provider signs or encrypts what it says about you: let it send plain JSON"
+
+    // What is known of the person here.
+    NameTaken "name_taken" "the name that the provider gives you is somebody else's here: ask an administrator"
+    Disabled "user_disabled" "you are locked out here: ask an administrator"
+    LastAdministrator "last_administrator" "the provider no longer makes you an administrator, and there is no other one here: make somebody else an administrator first"
 }
 
 impl From<eventlog::Error> for Refusal {

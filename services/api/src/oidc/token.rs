@@ -7,10 +7,11 @@ use std::sync::Arc;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::sso::{Algorithm, Settings};
+use futures::FutureExt;
 use openidconnect::{
     AccessToken, AccessTokenHash, AuthType, AuthorizationCode, ClaimsVerificationError, ClientId, ClientSecret,
-    EndpointNotSet, EndpointSet, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeVerifier, RedirectUrl,
-    RequestTokenError, SignatureVerificationError, TokenResponse, TokenUrl,
+    EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeVerifier,
+    RedirectUrl, RequestTokenError, SignatureVerificationError, TokenResponse, TokenUrl,
     core::{
         CoreClient, CoreErrorResponseType, CoreIdToken, CoreIdTokenVerifier, CoreJsonWebKeySet,
         CoreJwsSigningAlgorithm, CoreTokenType,
@@ -59,19 +60,14 @@ pub(super) async fn exchange(
     code: String,
     pending: &Pending,
 ) -> Result<Tokens, Refusal> {
-    let send = async |request| -> Result<_, Trouble> {
-        let answer = http.send(request).await?;
-        // Its errors are JSON, too; anything else comes from something that is out of order.
-        let status = answer.status();
-        let readable = status.is_success() || serde_json::from_slice::<IgnoredAny>(answer.body()).is_ok();
-        if readable { Ok(answer) } else { Err(Trouble::Status(status.as_u16())) }
-    };
-    let send = |request| Box::pin(send(request));
+    // Owned here and boxed below: of a future that borrows, nobody above could show that it moves between threads.
+    let http = http.clone();
+    let send = move |request| Box::pin(ask(http.clone(), request));
     let client = client(provider, discovered)?;
     let request = client
         .exchange_code(AuthorizationCode::new(code))
         .set_pkce_verifier(PkceCodeVerifier::new(pending.verifier.clone()));
-    let answer = match request.request_async(&send).await {
+    let answer = match request.request_async(&send).boxed().await {
         Ok(answer) => answer,
         Err(RequestTokenError::Request(trouble)) => return Err(Leg::Token.failed(trouble)),
         Err(RequestTokenError::ServerResponse(error)) => {
@@ -99,6 +95,14 @@ pub(super) async fn exchange(
     Ok(Tokens { id_token, access_token: answer.access_token().clone() })
 }
 
+/// Its errors are JSON, too; anything else comes from something that is out of order.
+async fn ask(http: Http, request: HttpRequest) -> Result<HttpResponse, Trouble> {
+    let answer = http.send(request).await?;
+    let status = answer.status();
+    let readable = status.is_success() || serde_json::from_slice::<IgnoredAny>(answer.body()).is_ok();
+    if readable { Ok(answer) } else { Err(Trouble::Status(status.as_u16())) }
+}
+
 #[derive(Deserialize)]
 struct WithIdToken {
     id_token: Option<String>,
@@ -114,8 +118,6 @@ fn read(id_token: &str, settings: &Settings) -> Result<Claims, Refusal> {
     let [header, payload, _signature] = parts[..] else {
         return Err(if parts.len() == 5 { Refusal::Encrypted } else { Refusal::Malformed });
     };
-    let object =
-        |part: &str| -> Option<Claims> { serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).ok()?).ok() };
     let header = object(header).ok_or(Refusal::Malformed)?;
     let claims = object(payload).ok_or(Refusal::Malformed)?;
 
@@ -139,6 +141,16 @@ fn read(id_token: &str, settings: &Settings) -> Result<Claims, Refusal> {
     }
     text(&claims, "nonce").ok_or(Refusal::NonceMissing)?;
     Ok(claims)
+}
+
+/// A part of a token.
+fn object(part: &str) -> Option<Claims> {
+    serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+}
+
+/// Whose an ID token says that it is.
+pub(super) fn issuer(id_token: &str) -> Option<String> {
+    text(&object(id_token.split('.').nth(1)?)?, "iss").map(str::to_owned)
 }
 
 fn text<'a>(claims: &'a Claims, name: &str) -> Option<&'a str> {

@@ -69,6 +69,15 @@ pub(crate) struct PasswordBody {
     new: String,
 }
 
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SignedOut {
+    /// Position of its last event: `?at_least=<sequence>` reads what it wrote.
+    sequence: u64,
+    /// Where a browser goes to sign out at the provider, too; none where there is no need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
+}
+
 /// Who asks.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Me {
@@ -229,7 +238,7 @@ pub(crate) async fn token(
     path = "/auth/logout",
     tag = "auth",
     operation_id = "logout",
-    responses((status = 200, body = Accepted))
+    responses((status = 200, body = SignedOut))
 )]
 pub(crate) async fn logout(
     State(api): State<Api>,
@@ -237,11 +246,31 @@ pub(crate) async fn logout(
     asked: Asked<Nothing>,
 ) -> Result<Response, Error> {
     let sequence = api.auth.sign_out(&asked.caller, &asked.context).await?;
-    let mut response = Json(Accepted { sequence }).into_response();
+    let mut response = Json(SignedOut { sequence, location: at_provider(&api, &asked.caller).await }).into_response();
     if matches!(asked.caller.who, Who::Session { .. }) {
         set_cookie(&mut response, api.auth.cookies.clear())?;
     }
     Ok(response)
+}
+
+/// Where somebody who came from the provider signs out there, too. Here they are signed out in any case.
+async fn at_provider(api: &Api, caller: &Principal) -> Option<String> {
+    let Who::Session { session, .. } = caller.who else { return None };
+    let found = async {
+        if !api.auth.came_from_provider(session).await? {
+            return Ok(None);
+        }
+        let id_token = api.auth.take_id_token(session).await?;
+        Ok::<_, Error>(api.flow.provider().await?.map(|provider| (provider, id_token)))
+    };
+    match found.await {
+        Ok(Some((provider, id_token))) => api.flow.logout_url(&provider, id_token.as_ref()).await,
+        Ok(None) => None,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "somebody stays signed in at the provider");
+            None
+        }
+    }
 }
 
 /// Who one is, and what one may do.

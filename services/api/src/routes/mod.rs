@@ -1,6 +1,7 @@
 //! Every address of the API. One file per resource: its types, its description, its handlers.
 
 mod auth;
+mod codes;
 mod configuration;
 mod deployments;
 mod drift;
@@ -16,6 +17,7 @@ mod proxies;
 mod registries;
 mod secrets;
 mod sessions;
+mod sso;
 mod stages;
 mod tokens;
 mod users;
@@ -109,6 +111,17 @@ pub(crate) fn all() -> Routes {
         .add(Public, routes!(auth::login))
         .add(Public, routes!(auth::set_up))
         .add(Public, routes!(auth::token))
+        .add(Public, routes!(codes::redeem))
+        .add(Filtered(Viewer), routes!(codes::show))
+        .add(Public, routes!(sso::methods))
+        .add_outside(Public, routes!(sso::start))
+        .add_outside(Public, routes!(sso::callback))
+        .add(Needs(Admin), routes!(sso::get))
+        .add(Needs(Admin), routes!(sso::configure))
+        .add(Needs(Admin), routes!(sso::remove))
+        .add(Needs(Admin), routes!(sso::set_secret))
+        .add(Needs(Admin), routes!(sso::remove_secret))
+        .add(Needs(Admin), routes!(sso::test))
         .add(Filtered(Viewer), routes!(auth::logout))
         .add(Filtered(Viewer), routes!(auth::me))
         .add(Filtered(Viewer), routes!(auth::password))

@@ -1,5 +1,7 @@
 //! Who gets in.
 
+use std::collections::BTreeSet;
+
 use reqwest::Method;
 use serde_json::Value;
 
@@ -40,8 +42,10 @@ async fn nothing_but_health_answers_without_the_token() {
     let operations = operations();
     assert!(operations.len() > 20, "{operations:?}");
     let public: Vec<_> = operations.iter().filter(|(_, _, public)| *public).map(|(_, path, _)| path.as_str()).collect();
-    let signing_in = ["/api/v1/auth/login", "/api/v1/auth/setup", "/api/v1/auth/token"];
-    assert_eq!(public, [&signing_in[..], &["/api/v1/health", SIGNED]].concat());
+    let signing_in = ["/api/v1/auth/code", "/api/v1/auth/login", "/api/v1/auth/setup", "/api/v1/auth/token"];
+    let at_provider = ["/auth/oidc/callback", "/auth/oidc/start"];
+    let known = [&signing_in[..], &at_provider, &["/api/v1/auth/methods", "/api/v1/health", SIGNED]].concat();
+    assert_eq!(public.into_iter().collect::<BTreeSet<_>>(), known.into_iter().collect());
     for (method, path, public) in operations {
         let url = format!("{}{path}", app.base);
         let plain = || app.http.request(method.clone(), &url);
@@ -52,9 +56,13 @@ async fn nothing_but_health_answers_without_the_token() {
             }
             continue;
         }
-        if signing_in.contains(&path.as_str()) {
+        if public && signing_in.contains(&path.as_str()) {
             // Whoever says nothing is told what to say.
             Answer::of(plain()).await.problem(422, "invalid");
+            continue;
+        }
+        if at_provider.contains(&path.as_str()) {
+            Answer::of(plain()).await.problem(404, "provider_not_found");
             continue;
         }
         if public {

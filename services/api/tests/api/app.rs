@@ -42,6 +42,7 @@ pub(crate) struct App {
     pub(crate) token: String,
     /// Of the administrator, as events name them.
     pub(crate) admin: String,
+    pub(crate) oidc: api::oidc::Config,
 }
 
 /// Of the first administrator.
@@ -58,6 +59,11 @@ pub(crate) fn identity() -> api::Identity {
         rate_limit_requests: 1_000_000,
         ..api::Identity::new("a key of at least 32 characters, 0123456789")
     }
+}
+
+/// No provider, but one on this machine may be declared.
+pub(crate) fn oidc() -> api::oidc::Config {
+    api::oidc::Config { outgoing: "127.0.0.0/8".parse().expect("addresses"), declared: None }
 }
 
 /// Parts that a test may leave out, to see what happens without them.
@@ -99,6 +105,7 @@ impl App {
             identity,
             token: String::new(),
             admin: String::new(),
+            oidc: oidc(),
         };
         if without != Without::Projector {
             app.start_projector().await;
@@ -161,8 +168,12 @@ impl App {
     }
 
     async fn start_api(&mut self, port: u16) {
-        let config =
-            api::Config { listen: ([127, 0, 0, 1], port).into(), node: NODE.into(), identity: self.identity.clone() };
+        let config = api::Config {
+            listen: ([127, 0, 0, 1], port).into(),
+            node: NODE.into(),
+            identity: self.identity.clone(),
+            oidc: self.oidc.clone(),
+        };
         let log = connect(&self.nats, self.directory.path()).await;
         let (pool, stop) = (self.pool.clone(), self.stop.clone());
         self.tasks.spawn(async move { api::run(config, log, pool, stop).await.expect("the API ends in order") });

@@ -106,6 +106,7 @@ async fn without_an_administrator_nothing_starts_without_a_good_password_for_one
             listen: "127.0.0.1:0".parse().expect("an address"),
             node: "local".into(),
             identity: api::Identity { admin_password: password.map(Into::into), ..identity() },
+            oidc: crate::app::oidc(),
         };
         let error = api::run(config, log.clone(), database.clone(), app.stop_token()).await.expect_err("refused");
         assert!(format!("{error:#}").starts_with("ADMIN_PASSWORD"), "{error:#}");

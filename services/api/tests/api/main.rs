@@ -11,10 +11,13 @@ mod hooks;
 mod identity;
 mod limiter;
 mod matrix;
+#[path = "../oidc/browser.rs"]
+mod oidc_browser;
 mod openapi;
 mod parts;
 mod projects;
 mod promotions;
+mod provider;
 mod proxies;
 mod registries;
 mod revocation;

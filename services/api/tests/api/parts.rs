@@ -110,6 +110,7 @@ fn config(listen: &str, public_url: Option<&str>) -> api::Config {
         listen: listen.parse().expect("an address"),
         node: NODE.into(),
         identity: api::Identity { public_url: public_url.map(Into::into), ..crate::app::identity() },
+        oidc: crate::app::oidc(),
     }
 }
 

@@ -149,7 +149,7 @@ crate::cases! {
 
     wrong_redirect(lab) {
         // The provider knows us elsewhere, and sends nobody here.
-        lab.provider.register("https://deploy.example.com/auth/oidc/callback");
+        lab.provider.register("https://elsewhere.example.com/auth/oidc/callback");
         let begun = lab.begin().await.expect("begun");
         assert_eq!(lab.http.get(&begun.location).send().await.expect("an answer").status(), 400);
     }
@@ -157,7 +157,7 @@ crate::cases! {
     code_for_another_redirect(lab) {
         let (begun, query) = answered(&lab).await;
         let mut moved = lab.known.clone();
-        moved.public_url = "https://deploy.example.com".into();
+        moved.public_url = "https://elsewhere.example.com".into();
         assert_eq!(refused(lab.flow.finish(&moved, &query, Some(&begun.browser)).await), "code_refused");
     }
 

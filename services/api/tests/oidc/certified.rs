@@ -1,80 +1,18 @@
 //! A real provider, as it is certified: everything that the hostile one only pretends.
 
-use std::{collections::BTreeMap, sync::Mutex};
-
 use api::oidc::{CALLBACK, Flow, Limits, Outcome, Provider, Refusal, Verified};
 use domain::{
     Role,
     sso::{Algorithm, Mapped, Settings},
 };
 use eventlog::{EventLog, Secret};
-use reqwest::{Method, Response, StatusCode, Url, redirect};
+use reqwest::Method;
 use testkit::CertifiedProvider;
 
-use crate::lab::{PUBLIC_URL, flow, parameter, refused};
-
-/// Follows redirects until they leave the provider, and keeps its cookies.
-struct Browser {
-    http: reqwest::Client,
-    cookies: Mutex<BTreeMap<String, String>>,
-}
-
-impl Browser {
-    fn new() -> Self {
-        let http = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build().expect("a client");
-        Self { http, cookies: Mutex::default() }
-    }
-
-    async fn send(&self, method: Method, url: Url, form: &[(&str, &str)]) -> Response {
-        let cookies = self.cookies.lock().expect("unpoisoned").clone();
-        let cookies: Vec<String> = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
-        let request = self.http.request(method, url).header("cookie", cookies.join("; ")).body(form);
-        let request = request.header("content-type", "application/x-www-form-urlencoded");
-        let answer = request.send().await.expect("an answer");
-        let mut jar = self.cookies.lock().expect("unpoisoned");
-        for cookie in answer.headers().get_all("set-cookie") {
-            let cookie = cookie.to_str().expect("text").split(';').next().unwrap_or_default().to_owned();
-            let (name, value) = cookie.split_once('=').expect("a cookie");
-            match value {
-                "" => drop(jar.remove(name)),
-                value => drop(jar.insert(name.to_owned(), value.to_owned())),
-            }
-        }
-        answer
-    }
-
-    /// The page where the redirects from `answer` end, or the address at which they leave `issuer`.
-    async fn follow(&self, issuer: &str, mut answer: Response) -> Result<(Url, String), Url> {
-        for _ in 0..10 {
-            let here = answer.url().clone();
-            if !answer.status().is_redirection() {
-                let (status, page) = (answer.status(), answer.text().await.expect("a page"));
-                assert_eq!(status, StatusCode::OK, "{here}: {page}");
-                return Ok((here, page));
-            }
-            let next = here.join(answer.headers()["location"].to_str().expect("text")).expect("an address");
-            if !next.as_str().starts_with(issuer) {
-                return Err(next);
-            }
-            answer = self.send(Method::GET, next, &[]).await;
-        }
-        panic!("redirects without end");
-    }
-
-    /// To where the provider leads from `location`, signing in as `name` where it asks for that.
-    async fn sign_in(&self, issuer: &str, location: &str, name: &str) -> Url {
-        let answer = self.send(Method::GET, location.parse().expect("an address"), &[]).await;
-        match self.follow(issuer, answer).await {
-            Err(back) => back,
-            Ok((page, _)) => {
-                assert!(page.path().starts_with("/interaction/"), "{page}");
-                let answer = self.send(Method::POST, page, &[("login", name)]).await;
-                self.follow(issuer, answer).await.expect_err("it sends us back")
-            }
-        }
-    }
-}
+use crate::{
+    browser::Browser,
+    lab::{PUBLIC_URL, flow, parameter, refused},
+};
 
 struct Lab {
     certified: CertifiedProvider,
@@ -142,12 +80,7 @@ async fn signing_out_ends_the_session_at_the_provider_too() {
     let ann = lab.sign_in().await.expect("signed in");
     let issuer = lab.certified.issuer();
     let url = lab.flow.logout_url(&lab.known, Some(&ann.id_token)).await.expect("it has such a place");
-    let answer = lab.browser.send(Method::GET, url.parse().expect("an address"), &[]).await;
-    let (page, form) = lab.browser.follow(&issuer, answer).await.expect("a page that asks");
-    let xsrf = form.split("name=\"xsrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a form");
-    let confirm = page.join("/session/end/confirm").expect("an address");
-    let answer = lab.browser.send(Method::POST, confirm, &[("xsrf", xsrf), ("logout", "yes")]).await;
-    let back = lab.browser.follow(&issuer, answer).await.expect_err("back to us");
+    let back = lab.browser.sign_out(&issuer, &url).await;
     assert_eq!(back.as_str(), format!("{PUBLIC_URL}/login"));
     // It asks who she is again.
     let begun = lab.flow.begin(&lab.known, "/", None).await.expect("begun");

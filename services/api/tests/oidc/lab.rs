@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use api::oidc::{Begun, Flow, Limits, Provider, Refusal, Verified};
+use api::oidc::{Begun, Config, Flow, Limits, Provider, Refusal, Verified};
 use domain::sso::Settings;
 use eventlog::{EventLog, Secret};
 use reqwest::{StatusCode, redirect};
 use testkit::HostileProvider;
 
-pub(crate) const PUBLIC_URL: &str = "http://127.0.0.1:8099";
+pub(crate) const PUBLIC_URL: &str = "https://deploy.example.com";
 
 pub(crate) struct Lab {
     pub(crate) log: EventLog,
@@ -87,7 +87,8 @@ impl Lab {
 }
 
 pub(crate) fn flow(log: &EventLog, limits: Limits, local: &str) -> Flow {
-    Flow::new(log.clone(), limits, local.parse().expect("addresses")).expect("a flow")
+    let config = Config { outgoing: local.parse().expect("addresses"), declared: None };
+    Flow::new(log.clone(), limits, config, PUBLIC_URL).expect("a flow")
 }
 
 /// The code of a refusal, whose words are for people.

@@ -1,6 +1,7 @@
 //! Sign-in through a provider, from outside: one that is hostile in every way that it knows, each a case with a name of
 //! its own, and a certified one.
 
+mod browser;
 mod lab;
 
 mod callback;

@@ -24,8 +24,8 @@ crate::cases! {
         assert!(report.good, "{report:#?}");
         let names: Vec<_> = report.checks.iter().map(|check| check.name).collect();
         assert_eq!(names, [
-            "settings", "address", "discovery", "issuer", "endpoints", "algorithms", "pkce", "keys", "client_secret",
-            "scopes", "logout",
+            "settings", "redirect_uri", "address", "discovery", "issuer", "endpoints", "algorithms", "pkce", "keys",
+            "client_secret", "scopes", "logout",
         ]);
         assert!(report.checks.iter().all(|check| check.outcome == Outcome::Passed), "{report:#?}");
     }
@@ -127,13 +127,14 @@ crate::cases! {
     probe_warns_of_what_somebody_should_know(lab) {
         let mut lab = lab;
         lab.known.secret = None;
+        lab.known.public_url = "http://127.0.0.1:7070".into();
         lab.known.settings.scopes.push("groups".into());
         lab.provider.discovery(|document| document["end_session_endpoint"] = json!(null));
         let report = report(&lab).await;
         let warned: Vec<_> = report.checks.iter().filter(|check| check.outcome == Outcome::Warning).collect();
         let names: Vec<_> = warned.iter().map(|check| check.name).collect();
         assert!(report.good);
-        assert_eq!(names, ["client_secret", "scopes", "logout"]);
-        assert!(warned[1].detail.contains("groups"));
+        assert_eq!(names, ["redirect_uri", "client_secret", "scopes", "logout"]);
+        assert!(warned[0].detail.contains("PUBLIC_URL") && warned[2].detail.contains("groups"));
     }
 }

@@ -16,6 +16,7 @@ mod policy;
 mod project;
 mod promotion;
 mod prompt;
+mod provider;
 mod proxy;
 pub(crate) mod readmodels;
 mod registry;
@@ -117,6 +118,9 @@ pub(crate) enum Command {
     Logout,
     /// Who is signed in here, and what they may do
     Whoami,
+    /// The OpenID provider that people sign in at
+    #[command(subcommand)]
+    Provider(provider::Command),
     /// People: let in, granted a role, disabled, erased
     #[command(subcommand)]
     User(user::Command),
@@ -219,6 +223,7 @@ async fn run(command: Command, whole: clap::Command, ui: &Ui) -> Result<Code, Fa
         Command::Login(args) => sign_in::login(args, &client, ui).await,
         Command::Logout => sign_in::logout(&client, ui).await,
         Command::Whoami => sign_in::whoami(&client, ui).await,
+        Command::Provider(command) => provider::run(command, &client, ui).await,
         Command::User(command) => user::run(command, &client, ui).await,
         Command::Session(command) => session::run(command, &client, ui).await,
         Command::Health => health::run(&client, ui).await,

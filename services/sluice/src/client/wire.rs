@@ -334,6 +334,38 @@ pub(crate) struct Me {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct Methods {
+    pub(crate) provider: Option<SignInButton>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SignInButton {
+    pub(crate) label: String,
+    pub(crate) start: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Provider {
+    pub(crate) managed_by: String,
+    pub(crate) settings: domain::sso::Settings,
+    pub(crate) has_secret: bool,
+    pub(crate) redirect_uri: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ProviderReport {
+    pub(crate) good: bool,
+    pub(crate) checks: Vec<ProviderCheck>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ProviderCheck {
+    pub(crate) name: String,
+    pub(crate) outcome: String,
+    pub(crate) detail: String,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct User {
     pub(crate) id: UserId,
     /// None of whom was erased.

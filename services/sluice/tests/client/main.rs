@@ -2,6 +2,7 @@
 //! exact moment: what a real one does only by accident. Whole walks through a real Sluice are
 //! tested elsewhere.
 
+mod provider;
 mod server;
 mod sign_in;
 

@@ -11,11 +11,11 @@ use serde_json::json;
 
 use crate::server::{self, Reply, Server};
 
-const ID: &str = "0193a1b2-0000-7000-8000-000000000001";
+pub(crate) const ID: &str = "0193a1b2-0000-7000-8000-000000000001";
 const PASSWORD: &str = "correct horse battery";
 
 /// Without `API_TOKEN`, with `input` on standard input.
-fn run(server: &Server, home: &Path, args: &[&str], input: &str) -> (Option<i32>, String, String) {
+pub(crate) fn run(server: &Server, home: &Path, args: &[&str], input: &str) -> (Option<i32>, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(args)
         .env("API_URL", server.url())
@@ -32,7 +32,7 @@ fn run(server: &Server, home: &Path, args: &[&str], input: &str) -> (Option<i32>
     (status.code(), String::from_utf8(stdout).expect("UTF-8"), String::from_utf8(stderr).expect("UTF-8"))
 }
 
-fn kept(home: &Path) -> PathBuf {
+pub(crate) fn kept(home: &Path) -> PathBuf {
     home.join("sluice/credentials.json")
 }
 
@@ -76,7 +76,8 @@ fn a_refused_sign_in_keeps_nothing() {
     let home = tempfile::tempdir().expect("a directory");
     let refused = json!({ "title": "Unauthorized", "status": 401, "code": "bad_credentials",
         "detail": "the name or the password is wrong" });
-    let server = Server::new([Reply::json(401, &refused)]);
+    let methods = json!({ "password": true, "provider": null });
+    let server = Server::new([Reply::json(401, &refused), Reply::json(200, &methods)]);
     let (code, out, err) = run(&server, home.path(), &["login", "ann"], &format!("{PASSWORD}\n"));
     assert!(code != Some(0) && err.contains("the name or the password is wrong"), "{code:?} {out} {err}");
     assert!(!err.contains(PASSWORD) && !kept(home.path()).exists());
