@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, Taken};
 use crate::{
     Api,
-    auth::{self, Principal},
+    auth::{self, Principal, Proven},
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -107,13 +107,15 @@ pub(crate) async fn create(
     let TokenBody { name, role, projects, personal, expires_at } = asked.body;
     let grant = Grant { role, projects };
     let id = TokenId(idempotency::id(&asked.context, "token"));
-    Ok(Taken(make(&api, &asked.caller, id, (name, grant, personal, expires_at), &asked.context).await?))
+    Ok(Taken(make(&api, &asked.caller, None, id, (name, grant, personal, expires_at), &asked.context).await?))
 }
 
 /// Makes what the caller asks for, as far as they may: a name, what it is good for, whether it is their own, and its end.
+/// For who has `proven` who they are it is a sign-in.
 pub(super) async fn make(
     api: &Api,
     caller: &Principal,
+    proven: Option<Proven>,
     id: TokenId,
     (name, grant, personal, expires_at): (Slug, Grant, bool, Option<DateTime<Utc>>),
     context: &Context,
@@ -124,6 +126,7 @@ pub(super) async fn make(
     let owner = match caller.user().filter(|_| personal) {
         None if personal => return Err(Error::NotSignedIn),
         None => None,
+        Some(_) if let Some(Proven { user, epoch }) = proven => Some(Owner { user, epoch }),
         Some(user) => {
             let found = api.log.fold(&Key::<User>::user(user)).await?;
             Some(Owner { user, epoch: found.state.enabled().ok_or(user::Rejection::Disabled)?.epoch })
@@ -141,9 +144,11 @@ pub(super) async fn make(
     let token = auth::new_token(id);
     let secret = format!("token/{id}/{}", runtime::clock::new_id());
     let holder = |version| Holder { name, grant, owner, secret: secret.clone(), version, expires_at: end };
-    let (key, digest) = (Key::token(id), auth::digest(&token));
-    let committed =
-        sealed::keep(&api.log, &secret, digest, &key, |version| Command::Create(holder(version)), context).await?;
+    let (create, digest) = (|version| Command::Create(holder(version)), auth::digest(&token));
+    let committed = match proven {
+        Some(proven) => api.auth.sign_in_by_token(proven, (id, &secret, create), digest, context).await?,
+        None => sealed::keep(&api.log, &secret, digest, &Key::token(id), create, context).await?,
+    };
     let token = (!committed.events.is_empty()).then_some(token);
     Ok(Created { sequence: committed.sequence, id: id.0, token, expires_at: end })
 }
