@@ -14,6 +14,9 @@ mod people;
 mod principal;
 mod secret;
 mod settings;
+#[cfg(test)]
+mod tests;
+mod uses;
 mod watch;
 
 use std::sync::Arc;
@@ -33,13 +36,16 @@ use eventlog::{EventLog, ExecuteError, Secret, Transaction};
 pub(crate) use cookie::Cookies;
 pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
-pub(crate) use people::Profile;
+pub(crate) use people::{Profile, place as person_place};
 pub(crate) use principal::{Principal, Who};
 pub(crate) use secret::{Token, digest, new_token, random_secret, same_secret};
 pub use settings::Identity;
 pub(crate) use watch::watched;
 
-use self::{address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, people::People, secret::Secrets};
+use self::{
+    address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, people::People, secret::Secrets,
+    uses::Uses,
+};
 use crate::problem::Error;
 
 /// What signing in needs, once for a process.
@@ -54,6 +60,7 @@ pub(crate) struct Auth {
     hasher: Hasher,
     pub(crate) limiter: Limiter,
     pub(crate) people: People,
+    pub(crate) uses: Uses,
     pub(crate) cookies: Cookies,
 }
 
@@ -87,6 +94,7 @@ impl Auth {
             hasher: Hasher::new()?,
             limiter: Limiter::new(log, settings.limits(), settings.rate()),
             people,
+            uses: Uses::new(log),
             cookies: Cookies::new(&settings),
             settings,
         };
@@ -94,9 +102,9 @@ impl Auth {
         Ok(auth)
     }
 
-    /// Keeps the keys of sessions young, until the process ends.
+    /// Keeps the keys of sessions young, and writes down when tokens were used, until the process ends.
     pub(crate) async fn keep(self: Arc<Self>) {
-        self.handles.keep().await;
+        tokio::join!(self.handles.keep(), self.uses.keep());
     }
 
     /// Makes the first administrator, where there is none.
@@ -373,7 +381,11 @@ impl Auth {
         let Some(id) = secret::token_id(presented) else { return Ok(None) };
         let Some((secret, principal)) = self.token_holder(id, now).await? else { return Ok(None) };
         let Some(kept) = self.secrets.get(&secret).await? else { return Ok(None) };
-        Ok(secret::same(kept.expose(), &digest(presented)).then_some(principal))
+        if !secret::same(kept.expose(), &digest(presented)) {
+            return Ok(None);
+        }
+        self.uses.note(id, now);
+        Ok(Some(principal))
     }
 
     /// What a token is good for now, and where its digest lies.

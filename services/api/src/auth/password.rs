@@ -45,6 +45,8 @@ pub(crate) struct Hasher {
     waiting: Semaphore,
     /// Of a password that nobody has.
     nobody: String,
+    #[cfg(test)]
+    computed: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Hasher {
@@ -52,7 +54,25 @@ impl Hasher {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let nobody = hash(&super::random_secret()).map_err(|error| anyhow!("hashing a password: {error}"))?;
         let turns = Arc::new(Semaphore::new((processors / 2).clamp(1, 4)));
-        Ok(Self { turns, waiting: Semaphore::new(WAITING), nobody })
+        Ok(Self {
+            turns,
+            waiting: Semaphore::new(WAITING),
+            nobody,
+            #[cfg(test)]
+            computed: Arc::default(),
+        })
+    }
+
+    /// How often argon2id was computed.
+    #[cfg(test)]
+    pub(super) fn computed(&self) -> usize {
+        self.computed.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Takes every place in the queue.
+    #[cfg(test)]
+    pub(super) fn crowd(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.waiting.try_acquire_many(WAITING as u32).expect("nobody waits")
     }
 
     /// As it is kept, with its salt and its cost.
@@ -67,7 +87,15 @@ impl Hasher {
         let password: String = password.chars().take(LONGEST + 1).collect();
         let known = kept.map(|kept| String::from_utf8_lossy(kept).into_owned());
         let (kept, exists) = (known.clone().unwrap_or_else(|| self.nobody.clone()), known.is_some());
-        let same = self.work(move || verify(&password, &kept)).await?;
+        #[cfg(test)]
+        let computed = self.computed.clone();
+        let same = self
+            .work(move || {
+                #[cfg(test)]
+                computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                verify(&password, &kept)
+            })
+            .await?;
         Ok(same && exists)
     }
 

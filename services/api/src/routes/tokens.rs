@@ -9,6 +9,7 @@ use domain::{
     token::{self, Command, Holder, Owner},
     user::{self, User},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use readmodel::tokens::{self, Token};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -27,6 +28,8 @@ use crate::{
 /// How long a personal token is good where nothing is said.
 const PERSONAL: TimeDelta = TimeDelta::days(90);
 const LONGEST: TimeDelta = TimeDelta::days(366);
+/// Tokens that are asked after at the same time.
+const AT_ONCE: usize = 16;
 
 /// Who is to hold a new token.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,6 +48,23 @@ pub(crate) struct TokenBody {
     personal: bool,
     /// At most a year from now; left out, a personal token is good for 90 days and a machine's until it is revoked.
     expires_at: Option<DateTime<Utc>>,
+}
+
+/// A token, and when it was used.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TokenView)]
+pub(crate) struct View {
+    #[serde(flatten)]
+    token: Token,
+    /// To the minute; none where it never was.
+    last_used_at: Option<DateTime<Utc>>,
+}
+
+impl View {
+    async fn of(api: &Api, token: Token) -> Result<Self, Error> {
+        let last_used_at = api.auth.uses.last(TokenId(token.id)).await?;
+        Ok(Self { token, last_used_at })
+    }
 }
 
 /// A token was made.
@@ -73,20 +93,22 @@ pub(crate) struct TokenPath {
     tag = "tokens",
     operation_id = "list_tokens",
     params(AtLeast),
-    responses((status = 200, body = [Token]))
+    responses((status = 200, body = [View]))
 )]
 pub(crate) async fn list(
     State(api): State<Api>,
     caller: Principal,
     Query(query): Query<AtLeast>,
-) -> Result<Json<Vec<Token>>, Error> {
+) -> Result<Json<Vec<View>>, Error> {
     api.visible(query.at_least).await?;
     let owner = match caller.user() {
         _ if caller.grant.administers() => None,
         Some(user) => Some(user.0),
         None => return Ok(Json(vec![])),
     };
-    Ok(Json(tokens::list(&api.pool, owner).await?))
+    let tokens = tokens::list(&api.pool, owner).await?;
+    let views = stream::iter(tokens.into_iter().map(|token| View::of(&api, token))).buffered(AT_ONCE);
+    Ok(Json(views.try_collect().await?))
 }
 
 /// Make a token for a program, or for a person at a command line.

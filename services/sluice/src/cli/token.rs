@@ -132,9 +132,10 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         let grant = Grant { role: t.role, projects: t.projects }.to_string();
         let owner = t.owner.map_or_else(|| "-".to_owned(), |owner| owner.to_string());
         let end = t.expires_at.map_or_else(|| "never".to_owned(), ui::date);
-        [t.name, grant, owner, end, ui::date(t.created_at), t.created_by, t.id.to_string()]
+        let used = t.last_used_at.map_or_else(|| "never".to_owned(), ui::date);
+        [t.name, grant, owner, end, used, ui::date(t.created_at), t.created_by, t.id.to_string()]
     });
-    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "CREATED", "BY", "TOKEN-ID"], rows.collect())?;
+    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "USED", "CREATED", "BY", "TOKEN-ID"], rows.collect())?;
     Ok(())
 }
 
