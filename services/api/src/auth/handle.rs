@@ -220,14 +220,49 @@ mod tests {
 
     const SECRET: &str = "a key of at least 32 characters, 0123456789";
 
-    #[tokio::test]
-    async fn processes_share_their_keys_and_a_new_one_takes_over_without_ending_a_session() {
+    async fn log() -> (Nats, tempfile::TempDir, EventLog) {
         let nats = Nats::start().await.expect("NATS starts");
         let directory = tempfile::tempdir().expect("a directory");
         let master_key = directory.path().join("key");
         eventlog::vault::create_key(&master_key).expect("a key");
         let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
         let log = EventLog::connect(&config).await.expect("the log opens");
+        (nats, directory, log)
+    }
+
+    #[tokio::test]
+    async fn a_handle_of_another_purpose_or_installation_is_none() {
+        let (_nats, _directory, log) = log().await;
+        let handles = Handles::open(&log, &Identity::new(SECRET)).await.expect("opens");
+        let now = runtime::clock::now();
+        let keys = handles.keys();
+        let (key, _) = &keys.all[&keys.current];
+        let sign = |purpose: &str, aud: &str, algorithm: Algorithm| {
+            let header = Header { kid: Some(keys.current.clone()), ..Header::new(algorithm) };
+            let (sid, sub) = (SessionId(uuid::Uuid::from_u128(1)), UserId(uuid::Uuid::from_u128(2)));
+            let (iat, exp) = (now.timestamp(), now.timestamp() + 60);
+            let claims = Claims { sid, sub, iat, exp, aud: aud.into(), purpose: purpose.into() };
+            jsonwebtoken::encode(&header, &claims, key).expect("signed")
+        };
+        let own = handles.audience.clone();
+        assert!(handles.read(&sign(PURPOSE, &own, Algorithm::HS256), now).await.is_some());
+        let elsewhere = format!("sluice/{}", uuid::Uuid::from_u128(9));
+        for (purpose, aud, algorithm) in [
+            ("setup", own.as_str(), Algorithm::HS256),
+            ("", &own, Algorithm::HS256),
+            (PURPOSE, &elsewhere, Algorithm::HS256),
+            (PURPOSE, "", Algorithm::HS256),
+            (PURPOSE, &own, Algorithm::HS512),
+        ] {
+            let handle = sign(purpose, aud, algorithm);
+            assert!(handles.read(&handle, now).await.is_none(), "{purpose} {aud} {algorithm:?}");
+        }
+        log.close().await;
+    }
+
+    #[tokio::test]
+    async fn processes_share_their_keys_and_a_new_one_takes_over_without_ending_a_session() {
+        let (_nats, _directory, log) = log().await;
         let open = async |secret: &str| Handles::open(&log, &Identity::new(secret)).await.expect("opens");
         let (one, other) = (open(SECRET).await, open(SECRET).await);
         let (session, user) = (SessionId(uuid::Uuid::from_u128(1)), UserId(uuid::Uuid::from_u128(2)));
