@@ -35,11 +35,16 @@ pub enum Admission {
 }
 
 impl Counter {
+    /// Whether nothing is looked at, at `now`.
+    pub fn blocks(&self, now: DateTime<Utc>) -> bool {
+        self.blocked_until.is_some_and(|until| now < until)
+    }
+
     /// Counts an attempt at `now`.
     #[must_use]
     pub fn attempt(&self, now: DateTime<Utc>, limits: &Limits) -> Admission {
         let mut attempts = match self.blocked_until {
-            Some(until) if now < until => return Admission::Blocked,
+            Some(_) if self.blocks(now) => return Admission::Blocked,
             // What led to a block is paid for with it.
             Some(_) => vec![],
             None => self.attempts.clone(),

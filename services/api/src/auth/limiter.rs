@@ -104,6 +104,15 @@ impl Limiter {
         }
     }
 
+    /// What somebody is told whose attempt cannot be looked at now. Nothing is counted, and nothing written.
+    pub(super) async fn busy(&self, id: &str) -> Error {
+        let known = match self.shared(self.known(id)).await {
+            Some((counter, _)) => counter,
+            None => lock(&self.known).get(id).cloned().unwrap_or_default(),
+        };
+        if known.blocks(runtime::clock::now()) { self.refusal() } else { Error::TooManySignIns }
+    }
+
     fn refusal(&self) -> Error {
         Error::LoginRateLimited { retry_after: self.limits.cooldown.num_seconds().unsigned_abs() }
     }

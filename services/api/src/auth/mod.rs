@@ -473,6 +473,9 @@ impl Auth {
     /// Counts an attempt to prove something, before anything is looked at.
     pub(crate) async fn attempt(&self, source: Source, request_id: &str) -> Result<Attempt<'_>, Error> {
         let id = self.people.source(source);
+        if self.hasher.crowded() {
+            return Err(self.limiter.busy(&id).await);
+        }
         self.limiter.attempt(id, source, request_id).await
     }
 

@@ -70,6 +70,11 @@ impl Hasher {
         })
     }
 
+    /// Whether the next one would be told to come again.
+    pub(super) fn crowded(&self) -> bool {
+        self.waiting.available_permits() == 0
+    }
+
     /// How often argon2id was computed.
     #[cfg(test)]
     pub(super) fn computed(&self) -> usize {
