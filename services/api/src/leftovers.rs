@@ -1,7 +1,9 @@
 //! Secrets in the vault that no event points to: of a request that died before its event was written, or before it
 //! deleted what it had replaced. A secret comes before its event, so one that nothing points to may be on its way: it
 //! goes when it was found so twice, an hour apart by this process's own measure, for no clock can be relied on to say
-//! how old it is.
+//! how old it is. One that was written anew meanwhile is on its way again.
+//!
+//! So also with the key of a person, which is what an erasure is about: one that was cut off is completed here.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,26 +11,37 @@ use std::{
 };
 
 use domain::{
-    Aggregate, Event, Recorded, hook::Hook, project, proxy::Proxy, registry::Registry, session::Session, sso::Sso,
+    Aggregate, Event, Recorded, UserId,
+    hook::Hook,
+    project,
+    proxy::Proxy,
+    registry::Registry,
+    session::Session,
+    sso::Sso,
     token::Token,
+    user::{Standing, User},
 };
 use eventlog::{Error, EventLog};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::auth::ID_TOKENS;
+use crate::auth::{self, ID_TOKENS};
 
 /// Between two looks: much longer than any request takes.
 const PAUSE: Duration = Duration::from_secs(3600);
 /// For one look.
 const LIMIT: Duration = Duration::from_secs(300);
 /// What the API keeps in the vault: what lies elsewhere is not its to judge.
-const PREFIXES: [&str; 7] = ["hook/", ID_TOKENS, "proxy/", "registry/", "secret/", "sso/", "token/"];
+const PREFIXES: [&str; 10] =
+    ["hook/", ID_TOKENS, "password/", "person/", "proxy/", "registry/", "secret/", "setup/", "sso/", "token/"];
+
+/// What nothing pointed to at the last look, with its version.
+pub(crate) type Suspects = HashMap<String, u64>;
 
 /// Looks for ever.
 pub(crate) async fn sweep(log: EventLog) {
     let mut ticks = interval(PAUSE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut suspects = HashSet::new();
+    let mut suspects = Suspects::new();
     loop {
         ticks.tick().await;
         match timeout(LIMIT, look(&log, &mut suspects)).await {
@@ -41,20 +54,24 @@ pub(crate) async fn sweep(log: EventLog) {
 }
 
 /// Deletes what nothing points to now and at the look before, and says how many that were.
-async fn look(log: &EventLog, suspects: &mut HashSet<String>) -> Result<usize, Error> {
+pub(crate) async fn look(log: &EventLog, suspects: &mut Suspects) -> Result<usize, Error> {
     // Before the events: whatever lies there by now and was accepted, an event that is read points to.
     let names = log.vault().names().await?;
     let pointed = pointed(log).await?;
-    let ours = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    let found: HashSet<String> = names.into_iter().filter(ours).filter(|name| !pointed.contains(name)).collect();
+    let ours = |name: &str| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let found = names.into_iter().filter(|(name, _)| ours(name) && !pointed.contains(name));
     let before = std::mem::take(suspects);
     let mut deleted = 0;
-    for name in found {
-        if before.contains(&name) {
-            log.vault().delete(&name).await?;
-            deleted += 1;
-        } else {
-            suspects.insert(name);
+    for (name, version) in found {
+        if before.get(&name) != Some(&version) {
+            suspects.insert(name, version);
+            continue;
+        }
+        match log.vault().delete_version(&name, version).await {
+            Ok(()) => deleted += 1,
+            // Written anew in this moment: its event may be on its way.
+            Err(Error::WrongRevision { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(deleted)
@@ -70,22 +87,32 @@ async fn pointed(log: &EventLog) -> Result<HashSet<String>, Error> {
         }
     };
     log.each("sluice.events.project.>", 0, each).await?;
-    places.extend(current::<Registry>(log, |_, state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Proxy>(log, |_, state| Some(state.credentials?.secret)).await?);
-    places.extend(current::<Hook>(log, |_, state| Some(state.secret?.secret)).await?);
-    let held = |_: &str, state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
-    places.extend(current::<Token>(log, held).await?);
-    places.extend(current::<Sso>(log, |_, state| Some(state.secret?.secret)).await?);
+    places.extend(current::<Registry, _>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Proxy, _>(log, |_, state| Some(state.credentials?.secret)).await?);
+    places.extend(current::<Hook, _>(log, |_, state| Some(state.secret?.secret)).await?);
+    let held = |_: &[String], state: Token| Some(state.holder.filter(|_| !state.revoked)?.secret);
+    places.extend(current::<Token, _>(log, held).await?);
+    places.extend(current::<Sso, _>(log, |_, state| Some(state.secret?.secret)).await?);
     let now = runtime::clock::now();
-    let open = |id: &str, state: Session| state.open(now).map(|_| format!("{ID_TOKENS}{id}"));
-    places.extend(current::<Session>(log, open).await?);
+    let open = |key: &[String], state: Session| state.open(now).map(|_| format!("{ID_TOKENS}{}", key.join(".")));
+    places.extend(current::<Session, _>(log, open).await?);
+    places.extend(current::<User, _>(log, persons).await?);
     Ok(places)
 }
 
-/// Where the aggregates of one kind point, as they stand; `place` also takes the id.
-async fn current<A>(log: &EventLog, place: impl Fn(&str, A) -> Option<String>) -> Result<Vec<String>, Error>
+/// The key of who was not erased, and what they prove themselves with.
+fn persons(key: &[String], state: User) -> Vec<String> {
+    let Some(person) = state.person.filter(|person| person.standing != Standing::Erased) else { return vec![] };
+    let id = key.first().and_then(|id| id.parse::<UserId>().ok());
+    let credentials = [person.password.map(|kept| kept.secret), person.setup.map(|setup| setup.kept.secret)];
+    id.map(auth::person_place).into_iter().chain(credentials.into_iter().flatten()).collect()
+}
+
+/// Where the aggregates of one kind point, as they stand.
+async fn current<A, P>(log: &EventLog, places: impl Fn(&[String], A) -> P) -> Result<Vec<String>, Error>
 where
     A: Aggregate<Event: TryFrom<Event>>,
+    P: IntoIterator<Item = String>,
 {
     let mut states: HashMap<Vec<String>, A> = HashMap::new();
     let each = |recorded: Recorded| {
@@ -94,7 +121,7 @@ where
         }
     };
     log.each(&format!("sluice.events.{}.>", A::NAME), 0, each).await?;
-    Ok(states.into_iter().filter_map(|(key, state)| place(&key.join("."), state)).collect())
+    Ok(states.into_iter().flat_map(|(key, state)| places(&key, state)).collect())
 }
 
 #[cfg(test)]
@@ -146,11 +173,12 @@ mod tests {
         keep("secret/shop/db/never").await;
         keep("elsewhere/x").await;
 
-        let mut suspects = HashSet::new();
+        let mut suspects = Suspects::new();
         assert_eq!(look(&log, &mut suspects).await.expect("swept"), 0, "their events may be on their way");
         keep("hook/late/1").await;
         assert_eq!(look(&log, &mut suspects).await.expect("swept"), 2);
-        let mut left = log.vault().names().await.expect("listed");
+        let names = log.vault().names().await.expect("listed");
+        let mut left: Vec<String> = names.into_iter().map(|(name, _)| name).collect();
         left.sort();
         let kept = ["elsewhere/x", "hook/late/1", "registry/r_test=5000/new", "secret/shop/db/1", "secret/shop/db/2"];
         assert_eq!(left, kept);
@@ -177,9 +205,10 @@ mod tests {
         for id in [open, ended, over, unheard] {
             log.vault().put(&format!("{ID_TOKENS}{id}"), &Secret::new("x")).await.expect("sealed");
         }
-        let mut suspects = HashSet::new();
+        let mut suspects = Suspects::new();
         look(&log, &mut suspects).await.expect("swept");
         assert_eq!(look(&log, &mut suspects).await.expect("swept"), 3);
-        assert_eq!(log.vault().names().await.expect("listed"), [format!("{ID_TOKENS}{open}")]);
+        let left = log.vault().names().await.expect("listed").into_iter().map(|(name, _)| name);
+        assert_eq!(left.collect::<Vec<_>>(), [format!("{ID_TOKENS}{open}")]);
     }
 }

@@ -279,6 +279,7 @@ impl Error {
                 user::Rejection::Erased => (S::CONFLICT, "user_erased", ""),
                 user::Rejection::NoPassword => (S::CONFLICT, "no_password", ""),
                 user::Rejection::SetupOver => (S::UNPROCESSABLE_ENTITY, "setup_over", ""),
+                user::Rejection::Superseded => (S::UNAUTHORIZED, "bad_credentials", ""),
                 user::Rejection::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid", ""),
             },
             Self::Handle(handle::Rejection::Taken) => (S::CONFLICT, "name_taken", ""),

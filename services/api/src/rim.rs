@@ -11,7 +11,7 @@ use axum::{
 };
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use tracing::Instrument;
+use tracing::{Instrument, field};
 
 use crate::problem::{Error, Problem};
 
@@ -45,7 +45,9 @@ pub(crate) async fn rim(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(RequestId(id.clone()));
     // The template of the address, not the address: what people put into a URL stays out of the log.
     let path = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!("request", request_id = %id, method = %request.method(), path);
+    // The guard says where from, and who.
+    let (source, actor) = (field::Empty, field::Empty);
+    let span = tracing::info_span!("request", request_id = %id, method = %request.method(), path, source, actor);
     let started = tokio::time::Instant::now();
     async {
         let mut response = answer(request, next).await;

@@ -18,18 +18,32 @@ pub(crate) async fn keep<A: Aggregate>(
 where
     Error: From<ExecuteError<A::Rejection>>,
 {
+    let write = |version| {
+        let command = command(version);
+        async { Ok(log.execute(key, command, context).await?) }
+    };
+    keep_by(log, place, secret, write).await
+}
+
+/// The same where `write` does more than have one command decided.
+pub(crate) async fn keep_by<F: Future<Output = Result<Committed, Error>>>(
+    log: &EventLog,
+    place: &str,
+    secret: impl Into<Vec<u8>>,
+    write: impl FnOnce(u64) -> F,
+) -> Result<Committed, Error> {
     let version = log.vault().put(place, &Secret::new(secret)).await?;
-    let done = log.execute(key, command(version), context).await;
+    let done = write(version).await;
     let useless = match &done {
         Ok(committed) => committed.events.is_empty(),
-        Err(ExecuteError::Rejected(_) | ExecuteError::KeyReused | ExecuteError::Conflict) => true,
         // Whether the event was written is unknown, and it would point here.
-        Err(ExecuteError::Log(_)) => false,
+        Err(Error::Log(_)) => false,
+        Err(_) => true,
     };
     if useless {
         log.vault().delete(place).await?;
     }
-    Ok(done?)
+    done
 }
 
 /// Has `command` decided. A secret that it ends, wherever `place` finds it in the aggregate, goes from the vault.

@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use domain::{Context, Key, Slug, stage::Stage};
 use eventlog::EventLog;
+use runtime::outgoing::{Outgoing, http::Filtered};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -52,6 +53,8 @@ pub struct Config {
     /// Names this process among all that ever worked on this node.
     pub worker: String,
     pub deadlines: Deadlines,
+    /// `URL_ALLOW_LOCAL`: where admin APIs of proxies may be, beside this machine and private networks.
+    pub outgoing: Outgoing,
 }
 
 /// What every part of the deployer shares.
@@ -100,7 +103,10 @@ impl std::fmt::Display for Place {
 /// Runs until `shutdown`. Rollouts that are under way then are left to whoever comes next; nothing is
 /// reported of them. An engine or a NATS that is away is waited for.
 pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // Proxies and edges commonly stand on this machine.
+    let outgoing = Arc::new(config.outgoing.with_this_machine());
     let http = reqwest::Client::builder()
+        .dns_resolver(Arc::new(Filtered(outgoing.clone())))
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         // Containers come and go: a connection is never worth keeping.
@@ -109,7 +115,7 @@ pub async fn run(config: Config, log: EventLog, shutdown: CancellationToken) -> 
         .user_agent("sluice")
         .build()
         .context("preparing the client of health probes")?;
-    let (proxies, watching) = Proxies::new(log.clone(), config.worker.clone(), http.clone());
+    let (proxies, watching) = Proxies::new(log.clone(), config.worker.clone(), http.clone(), outgoing);
     let node = Arc::new(Node {
         installation: log.installation(),
         engine: Engine::new(config.docker, config.deadlines.clone()),

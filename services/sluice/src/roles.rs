@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use domain::Span;
 use eventlog::{ConnectError, EventLog};
-use runtime::env;
+use runtime::{env, outgoing::Outgoing};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -144,6 +144,7 @@ async fn deployer() -> Result<()> {
         docker: env::optional("DOCKER_HOST"),
         concurrency: env::parse("DEPLOYER_CONCURRENCY", 4)?,
         deadlines: deployer::Deadlines::default(),
+        outgoing: env::parse(Outgoing::VARIABLE, Outgoing::default())?,
     };
     let log = connect("deployer", &shutdown).await?;
     deployer::run(config, log, shutdown).await
@@ -151,7 +152,10 @@ async fn deployer() -> Result<()> {
 
 async fn watcher() -> Result<()> {
     let shutdown = shutdown()?;
-    let config = watcher::Config { node: env::parse("NODE", "local".to_owned())? };
+    let config = watcher::Config {
+        node: env::parse("NODE", "local".to_owned())?,
+        outgoing: env::parse(Outgoing::VARIABLE, Outgoing::default())?,
+    };
     let log = connect("watcher", &shutdown).await?;
     watcher::run(config, log, shutdown).await
 }

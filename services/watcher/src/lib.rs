@@ -15,6 +15,7 @@ mod trouble;
 
 use anyhow::Result;
 use eventlog::EventLog;
+use runtime::outgoing::Outgoing;
 use tokio_util::sync::CancellationToken;
 
 /// The actor of what it does.
@@ -25,6 +26,8 @@ const ACTOR: &str = "watcher";
 pub struct Config {
     /// `NODE`: where deployments run.
     pub node: String,
+    /// `URL_ALLOW_LOCAL`: where registries may send us.
+    pub outgoing: Outgoing,
 }
 
 /// Watches until `shutdown`. Outlives outages of NATS; fails on an event that this version cannot read.

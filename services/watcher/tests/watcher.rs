@@ -54,7 +54,7 @@ impl Lab {
 
     async fn watch(&mut self) {
         let (log, stop) = (connect(&self.nats).await, self.stop.clone());
-        let config = watcher::Config { node: NODE.into() };
+        let config = watcher::Config { node: NODE.into(), outgoing: Default::default() };
         self.watchers.spawn(async move { watcher::run(config, log, stop).await.expect("ends in order") });
     }
 

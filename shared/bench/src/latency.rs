@@ -46,10 +46,10 @@ const CALM: Load = Load { rate: 100, seconds: 8, read_every: 1 };
 const BUSY: Load = Load { rate: 2000, seconds: 3, read_every: 20 };
 
 #[derive(Clone, Copy)]
-struct Load {
-    rate: usize,
-    seconds: usize,
-    read_every: usize,
+pub(crate) struct Load {
+    pub(crate) rate: usize,
+    pub(crate) seconds: usize,
+    pub(crate) read_every: usize,
 }
 
 pub(crate) async fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -139,7 +139,7 @@ async fn declare(log: &EventLog) -> Result<()> {
 }
 
 /// Calls `each` at the rate of `load`, whatever the earlier calls are at, and waits for all of them.
-async fn paced<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+pub(crate) async fn paced<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
     load: Load,
     each: impl Fn(usize) -> F,
 ) -> Result<Vec<T>> {

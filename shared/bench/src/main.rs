@@ -11,6 +11,7 @@ mod deployed;
 mod deployments;
 mod edge;
 mod history;
+mod identity;
 mod latency;
 mod machine;
 mod memory;
@@ -57,6 +58,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("switches", |bench| Box::pin(switches::run(bench))),
     ("configuration", |bench| Box::pin(configuration::run(bench))),
     ("webhook", |bench| Box::pin(webhook::run(bench))),
+    ("identity", |bench| Box::pin(identity::run(bench))),
     ("polls", |bench| Box::pin(polls::run(bench))),
     ("queue", |bench| Box::pin(queue::run(bench))),
     ("memory", |bench| Box::pin(memory::run(bench))),

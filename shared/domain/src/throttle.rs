@@ -35,11 +35,16 @@ pub enum Admission {
 }
 
 impl Counter {
+    /// Whether nothing is looked at, at `now`.
+    pub fn blocks(&self, now: DateTime<Utc>) -> bool {
+        self.blocked_until.is_some_and(|until| now < until)
+    }
+
     /// Counts an attempt at `now`.
     #[must_use]
     pub fn attempt(&self, now: DateTime<Utc>, limits: &Limits) -> Admission {
         let mut attempts = match self.blocked_until {
-            Some(until) if now < until => return Admission::Blocked,
+            Some(_) if self.blocks(now) => return Admission::Blocked,
             // What led to a block is paid for with it.
             Some(_) => vec![],
             None => self.attempts.clone(),
@@ -48,6 +53,17 @@ impl Counter {
         attempts.push(now);
         let last = (attempts.len() >= limits.failures).then(|| now + limits.cooldown);
         Admission::Granted { counter: Self { attempts, blocked_until: last }, last }
+    }
+
+    /// Without the attempt that was counted at `at`, where it still counts: nothing was looked at. A block that it had
+    /// led to is lifted.
+    #[must_use]
+    pub fn without(&self, at: DateTime<Utc>, limits: &Limits) -> Self {
+        let Some(found) = self.attempts.iter().position(|known| *known == at) else { return self.clone() };
+        let mut attempts = self.attempts.clone();
+        attempts.remove(found);
+        let blocked_until = self.blocked_until.filter(|_| attempts.len() >= limits.failures);
+        Self { attempts, blocked_until }
     }
 
     /// When nothing of it counts any longer.
@@ -109,6 +125,30 @@ mod tests {
     fn a_blocked_attempt_does_not_make_the_block_longer() {
         let tries = [0, 1, 2, 3, 4].into_iter().chain((5..904).step_by(7)).chain([904]);
         assert_eq!(attempts(tries).last(), Some(&true));
+    }
+
+    #[test]
+    fn what_was_not_looked_at_does_not_count() {
+        let mut counter = Counter::default();
+        let attempt = |counter: &mut Counter, second| match counter.attempt(at(second), &LIMITS) {
+            Admission::Granted { counter: next, .. } => {
+                *counter = next;
+                true
+            }
+            Admission::Blocked => false,
+        };
+        for second in 0..5 {
+            assert!(attempt(&mut counter, second));
+        }
+        assert!(!attempt(&mut counter, 5), "blocked");
+        assert_eq!(counter.without(at(7), &LIMITS), counter, "of nobody's attempt");
+        counter = counter.without(at(4), &LIMITS);
+        assert!(attempt(&mut counter, 6), "the fourth did not block");
+        assert!(!attempt(&mut counter, 7), "and those before still count");
+        // A block that was paid for stays so.
+        let after = counter.attempt(at(906), &LIMITS);
+        let Admission::Granted { counter: after, .. } = after else { panic!("{after:?}") };
+        assert_eq!(after.without(at(3), &LIMITS), after);
     }
 
     #[test]

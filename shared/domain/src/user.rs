@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Aggregate, FieldError, Grant, Key, SessionId, UserId, session::Method};
+use crate::{Aggregate, FieldError, Grant, Key, SessionId, TokenId, UserId, session::Method};
 
 /// Names reflect the stored format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,11 @@ pub enum Event {
     #[serde(rename = "setup_used.v1")]
     SetupUsed {},
     #[serde(rename = "signed_in.v1")]
-    SignedIn { session: SessionId, method: Method },
+    SignedIn {
+        #[serde(flatten)]
+        opened: Opened,
+        method: Method,
+    },
     /// The key of the profile is gone, and with it everything that was known of the person.
     #[serde(rename = "erased.v1")]
     Erased {},
@@ -60,6 +64,15 @@ pub enum Source {
     Local,
     /// Signs in at the OpenID provider.
     Oidc,
+}
+
+/// What somebody got by signing in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opened {
+    Session(SessionId),
+    /// A personal one, at a command line.
+    Token(TokenId),
 }
 
 /// What is known of a person, in a form that only the person's key opens.
@@ -85,7 +98,7 @@ pub struct Person {
     /// Counts what ends all that was opened before: a new password, a disable. A session or a token of an earlier epoch
     /// is good for nothing.
     pub epoch: u64,
-    signed_in: Option<SessionId>,
+    signed_in: Option<Opened>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,9 +147,11 @@ pub enum Command {
         now: DateTime<Utc>,
         password: Kept,
     },
+    /// Of who has proved who they are in this `epoch`: what ended since what was opened before ends this proof, too.
     SignIn {
-        session: SessionId,
+        opened: Opened,
         method: Method,
+        epoch: u64,
     },
     Erase,
 }
@@ -153,6 +168,8 @@ pub enum Rejection {
     NoPassword,
     #[error("this setup link is no longer good: ask an administrator for another")]
     SetupOver,
+    #[error("what this sign-in was proved by is no longer good: sign in again")]
+    Superseded,
     #[error("{}", .0.iter().map(|e| format!("{}: {}", e.field, e.problem)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
 }
@@ -265,9 +282,13 @@ impl Aggregate for User {
                 open.ok_or(Rejection::SetupOver)?;
                 Ok(vec![Event::SetupUsed {}, set(password)])
             }
-            Command::SignIn { session, method } => {
-                let again = self.able()?.signed_in == Some(session);
-                Ok(if again { vec![] } else { vec![Event::SignedIn { session, method }] })
+            Command::SignIn { opened, method, epoch } => {
+                let person = self.able()?;
+                match person.signed_in == Some(opened) {
+                    true => Ok(vec![]),
+                    false if person.epoch == epoch => Ok(vec![Event::SignedIn { opened, method }]),
+                    false => Err(Rejection::Superseded),
+                }
             }
             Command::Erase => match self.person.as_ref().ok_or(Rejection::Unknown)?.standing {
                 Standing::Enabled | Standing::Disabled => Ok(vec![Event::Erased {}]),
@@ -294,7 +315,7 @@ impl Aggregate for User {
         let Some(person) = &mut self.person else { return };
         match event {
             Event::Created { .. } => {}
-            Event::SignedIn { session, .. } => person.signed_in = Some(*session),
+            Event::SignedIn { opened, .. } => person.signed_in = Some(*opened),
             Event::ProfileChanged { profile } => person.profile = profile.clone(),
             Event::Granted { grant } => person.grant = grant.clone(),
             Event::Disabled {} => {
@@ -352,6 +373,10 @@ mod tests {
         Command::UseSetup { secret: kept(n).secret, now: at(now), password: kept(100 + n) }
     }
 
+    fn sign_in(n: u128, epoch: u64) -> Command {
+        Command::SignIn { opened: Opened::Session(SessionId(Uuid::from_u128(n))), method: Method::Password, epoch }
+    }
+
     fn run(user: &mut User, command: Command) -> Result<usize, Rejection> {
         let events = user.decide(command)?;
         events.iter().for_each(|event| user.evolve(event));
@@ -407,6 +432,22 @@ mod tests {
     }
 
     #[test]
+    fn who_has_proved_themselves_before_a_new_password_or_a_disable_does_not_come_in_after_it() {
+        let user = after([create(Source::Local), Command::SetPassword(kept(1))]);
+        let epoch = user.enabled().expect("enabled").epoch;
+        for between in [vec![Command::SetPassword(kept(2))], vec![Command::Disable, Command::Enable]] {
+            let mut changed = user.clone();
+            for command in between {
+                run(&mut changed, command).expect("accepted");
+            }
+            assert_eq!(changed.decide(sign_in(1, epoch)).err(), Some(Rejection::Superseded));
+        }
+        let mut signed_in = user.clone();
+        assert_eq!(run(&mut signed_in, sign_in(1, epoch)), Ok(1));
+        assert_eq!(run(&mut signed_in, sign_in(1, epoch)), Ok(0), "once");
+    }
+
+    #[test]
     fn who_signs_in_elsewhere_has_no_password_here() {
         let user = after([create(Source::Oidc)]);
         for command in [Command::SetPassword(kept(1)), issue(1, 9)] {
@@ -420,13 +461,12 @@ mod tests {
         let person = user.person.clone().expect("the row stays");
         assert_eq!((person.password, person.setup, person.standing), (None, None, Standing::Erased));
         assert_eq!(run(&mut user, Command::Erase), Ok(0));
-        let session = SessionId(Uuid::from_u128(1));
         for command in [
             Command::Enable,
             Command::Disable,
             Command::SetPassword(kept(2)),
             issue(2, 9),
-            Command::SignIn { session, method: Method::Password },
+            sign_in(1, 0),
             Command::Grant { grant: Grant::everywhere(Role::Admin) },
             Command::ChangeProfile { profile: Sealed("y".into()) },
         ] {
@@ -443,8 +483,7 @@ mod tests {
             (0..3_u64).prop_map(|n| Command::SetPassword(kept(n))),
             (0..3_u64).prop_map(|n| issue(n, 10)),
             (0..3_u64, 0..20_i64).prop_map(|(n, now)| use_setup(n, now)),
-            (0..3_u128)
-                .prop_map(|n| Command::SignIn { session: SessionId(Uuid::from_u128(n)), method: Method::Password }),
+            (0..3_u128, 0..3_u64).prop_map(|(n, epoch)| sign_in(n, epoch)),
             any::<bool>().prop_map(|admin| Command::Grant {
                 grant: Grant::everywhere(if admin { Role::Admin } else { Role::Viewer })
             }),

@@ -252,7 +252,7 @@ fn identity() -> Vec<(String, serde_json::Value)> {
             PasswordSet { secret: "password/x".into(), version: 5 },
             SetupIssued { secret: "setup/x".into(), version: 6, expires_at: context().time },
             SetupUsed {},
-            SignedIn { session: SessionId(Uuid::from_u128(15)), method: Method::Oidc },
+            SignedIn { opened: user::Opened::Session(SessionId(Uuid::from_u128(15))), method: Method::Oidc },
             Erased {},
         ];
         all.map(|e| stored(&Key::<User>::user(id), &e)).to_vec()

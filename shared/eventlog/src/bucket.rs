@@ -63,13 +63,19 @@ impl Bucket {
 
     /// Every key that has a value.
     pub async fn keys(&self) -> Result<Vec<String>, Error> {
+        Ok(self.revisions().await?.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The same, each with its newest revision.
+    pub async fn revisions(&self) -> Result<Vec<(String, u64)>, Error> {
         let prefix = format!("$KV.{}.", self.name);
         let mut keys = Vec::new();
         self.log
             .inner
             .scan(&self.stream(), &format!("{prefix}>"), 1, |stored| {
                 if !is_deletion(&stored.message) {
-                    keys.extend(stored.subject.strip_prefix(&prefix).map(str::to_owned));
+                    let key = stored.subject.strip_prefix(&prefix);
+                    keys.extend(key.map(|key| (key.to_owned(), stored.sequence)));
                 }
                 Ok(())
             })

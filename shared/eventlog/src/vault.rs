@@ -96,13 +96,18 @@ impl Vault {
         Ok(entry.map(|entry| Ok::<_, Problem>((cipher.unseal(name, &entry.value)?, entry.revision))).transpose()?)
     }
 
-    /// Of everything that is kept.
-    pub async fn names(&self) -> Result<Vec<String>, Error> {
-        self.bucket.keys().await
+    /// Of everything that is kept, each with its version.
+    pub async fn names(&self) -> Result<Vec<(String, u64)>, Error> {
+        self.bucket.revisions().await
     }
 
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
         self.bucket.delete(name, None).await
+    }
+
+    /// Deletes what lies under `name` where `version` is the newest; else [`Error::WrongRevision`].
+    pub async fn delete_version(&self, name: &str, version: u64) -> Result<(), Error> {
+        self.bucket.delete(name, Some(version)).await
     }
 
     fn cipher(&self) -> Result<&Cipher, Problem> {

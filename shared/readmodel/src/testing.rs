@@ -127,8 +127,8 @@ impl History {
         let expires_at = DateTime::from_timestamp(1_900_000_000, 0).expect("in range");
         let opening = Opening { user: UserId(Uuid::from_u128(id)), epoch, method: Method::Password, expires_at };
         self.session(session, session::Command::Open(opening));
-        let session = SessionId(Uuid::from_u128(session));
-        self.user(id, user::Command::SignIn { session, method: Method::Password });
+        let opened = user::Opened::Session(SessionId(Uuid::from_u128(session)));
+        self.user(id, user::Command::SignIn { opened, method: Method::Password, epoch });
     }
 
     pub(crate) fn hook(&mut self, name: &str, command: hook::Command) {

@@ -7,7 +7,9 @@ use std::{
     str::FromStr,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub mod http;
 
 /// Metadata services outside of the link-local ranges: of Amazon over IPv6, and of Alibaba.
 const METADATA: [IpAddr; 2] =
@@ -38,6 +40,14 @@ impl FromStr for Outgoing {
 impl Outgoing {
     /// The name of the variable that says what is exempt.
     pub const VARIABLE: &str = "URL_ALLOW_LOCAL";
+
+    /// This machine, too.
+    #[must_use]
+    pub fn with_this_machine(mut self) -> Self {
+        let six = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
+        self.exempt.extend([IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)), six]);
+        self
+    }
 
     /// Whether a connection may be made to `address`.
     pub fn permits(&self, address: IpAddr) -> bool {

@@ -231,15 +231,20 @@ async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Resp
     let path = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let access = path.as_deref().and_then(|path| access(&guard.access, path, &parts.method));
     let open = matches!(access, Some(Access::Public | Access::Signed));
+    let source = guard.source(&parts);
+    let span = tracing::Span::current();
+    span.record("source", tracing::field::display(source));
     let (caller, renewed) = match guard.authenticate(&parts).await {
         Ok(found) => found.unzip(),
         Err(_) if open => (None, None),
         Err(error) => return error.into_response(),
     };
+    if let Some(caller) = &caller {
+        span.record("actor", &*caller.actor);
+    }
     if let Err(refused) = guard.admit(&mut parts, path.as_deref(), access, caller.as_ref()).await {
         return refused.into_response();
     }
-    let source = guard.source(&parts);
     parts.extensions.insert(source);
     if let Some(caller) = caller {
         parts.extensions.insert(caller);

@@ -210,3 +210,101 @@ async fn turn(vault: &Vault, now: DateTime<Utc>) -> Result<Ring, Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use eventlog::Config;
+    use testkit::Nats;
+
+    use super::*;
+
+    const SECRET: &str = "a key of at least 32 characters, 0123456789";
+
+    async fn log() -> (Nats, tempfile::TempDir, EventLog) {
+        let nats = Nats::start().await.expect("NATS starts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let master_key = directory.path().join("key");
+        eventlog::vault::create_key(&master_key).expect("a key");
+        let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
+        let log = EventLog::connect(&config).await.expect("the log opens");
+        (nats, directory, log)
+    }
+
+    #[tokio::test]
+    async fn a_handle_of_another_purpose_or_installation_is_none() {
+        let (_nats, _directory, log) = log().await;
+        let handles = Handles::open(&log, &Identity::new(SECRET)).await.expect("opens");
+        let now = runtime::clock::now();
+        let keys = handles.keys();
+        let (key, _) = &keys.all[&keys.current];
+        let sign = |purpose: &str, aud: &str, algorithm: Algorithm| {
+            let header = Header { kid: Some(keys.current.clone()), ..Header::new(algorithm) };
+            let (sid, sub) = (SessionId(uuid::Uuid::from_u128(1)), UserId(uuid::Uuid::from_u128(2)));
+            let (iat, exp) = (now.timestamp(), now.timestamp() + 60);
+            let claims = Claims { sid, sub, iat, exp, aud: aud.into(), purpose: purpose.into() };
+            jsonwebtoken::encode(&header, &claims, key).expect("signed")
+        };
+        let own = handles.audience.clone();
+        assert!(handles.read(&sign(PURPOSE, &own, Algorithm::HS256), now).await.is_some());
+        let elsewhere = format!("sluice/{}", uuid::Uuid::from_u128(9));
+        for (purpose, aud, algorithm) in [
+            ("setup", own.as_str(), Algorithm::HS256),
+            ("", &own, Algorithm::HS256),
+            (PURPOSE, &elsewhere, Algorithm::HS256),
+            (PURPOSE, "", Algorithm::HS256),
+            (PURPOSE, &own, Algorithm::HS512),
+        ] {
+            let handle = sign(purpose, aud, algorithm);
+            assert!(handles.read(&handle, now).await.is_none(), "{purpose} {aud} {algorithm:?}");
+        }
+        log.close().await;
+    }
+
+    #[tokio::test]
+    async fn processes_share_their_keys_and_a_new_one_takes_over_without_ending_a_session() {
+        let (_nats, _directory, log) = log().await;
+        let open = async |secret: &str| Handles::open(&log, &Identity::new(secret)).await.expect("opens");
+        let (one, other) = (open(SECRET).await, open(SECRET).await);
+        let (session, user) = (SessionId(uuid::Uuid::from_u128(1)), UserId(uuid::Uuid::from_u128(2)));
+        let begun = runtime::clock::now();
+        let write = |by: &Handles, now: DateTime<Utc>| by.write(session, user, now, now + TimeDelta::hours(12));
+        let knows = async |by: &Handles, handle: &str, now: DateTime<Utc>| {
+            by.read(handle, now).await.is_some_and(|held| (held.session, held.user) == (session, user))
+        };
+
+        let old = write(&one, begun).expect("written");
+        assert!(knows(&one, &old, begun).await && knows(&other, &old, begun).await, "one key for both");
+        let stranger = open("another key of at least 32 characters").await;
+        assert!(!knows(&stranger, &old, begun).await, "who knows the vault alone knows nothing");
+
+        // One of them finds that it is time for a new key; the other hears of it by the first handle.
+        let before = begun + ROTATION - TimeDelta::seconds(1);
+        one.look(before).await.expect("looked");
+        assert_eq!(kid(&write(&one, before).expect("written")), kid(&old), "not yet");
+        let turned = begun + ROTATION + TimeDelta::seconds(1);
+        let last = write(&one, turned).expect("written");
+        one.look(turned).await.expect("looked");
+        let new = write(&one, turned).expect("written");
+        assert_ne!(kid(&new), kid(&last));
+        *other.looked.lock().await -= PAUSE;
+        assert!(knows(&other, &new, turned).await, "looked for");
+        assert_eq!(kid(&write(&other, turned).expect("written")), kid(&new), "and used");
+
+        // What the old key signed is good to its end, in a process that starts now, too.
+        let late = open(SECRET).await;
+        let idle = Identity::new(SECRET).session_idle();
+        for by in [&one, &other, &late] {
+            assert!(knows(by, &last, turned + idle - TimeDelta::seconds(2)).await);
+            assert!(!knows(by, &last, turned + idle).await, "its time is over");
+        }
+        // With the next key it is gone, whatever its time.
+        let again = turned + ROTATION + TimeDelta::seconds(1);
+        one.look(again).await.expect("looked");
+        assert!(!knows(&one, &last, turned).await && knows(&one, &new, turned).await);
+        log.close().await;
+    }
+
+    fn kid(handle: &str) -> Option<String> {
+        jsonwebtoken::decode_header(handle).expect("a header").kid
+    }
+}

@@ -14,6 +14,7 @@ use domain::{
     address::Source,
     login::{self, Login},
     throttle::{Admission, Counter, Limits},
+    user,
 };
 use eventlog::{Bucket, EventLog};
 use lru::LruCache;
@@ -55,12 +56,13 @@ pub(crate) struct Limiter {
     away_until: Memory<Option<Instant>>,
 }
 
-/// One that was let through: it ends as a success or a failure, and counts as a failure where it is given up.
+/// One that was let through: it has to be ended, and counts as a failure where it is given up.
 #[must_use]
 pub(crate) struct Attempt<'a> {
     limiter: &'a Limiter,
     id: String,
     source: Source,
+    at: DateTime<Utc>,
     /// Where this is the last one: until when nothing more is looked at.
     last: Option<DateTime<Utc>>,
     request_id: String,
@@ -86,7 +88,7 @@ impl Limiter {
         let lane = self.hasher.hash_one(&id) as usize % LANES;
         let _turn = self.lanes[lane].lock().await;
         let now = runtime::clock::now();
-        let admission = match self.shared(&id, now).await {
+        let admission = match self.shared(self.count(&id, now)).await {
             Some(admission) => admission,
             None => {
                 let known = lock(&self.known).get(&id).cloned().unwrap_or_default();
@@ -97,9 +99,18 @@ impl Limiter {
             Admission::Blocked => Err(self.refusal()),
             Admission::Granted { counter, last } => {
                 lock(&self.known).put(id.clone(), counter);
-                Ok(Attempt { limiter: self, id, source, last, request_id: request_id.to_owned() })
+                Ok(Attempt { limiter: self, id, source, at: now, last, request_id: request_id.to_owned() })
             }
         }
+    }
+
+    /// What somebody is told whose attempt cannot be looked at now. Nothing is counted, and nothing written.
+    pub(super) async fn busy(&self, id: &str) -> Error {
+        let known = match self.shared(self.known(id)).await {
+            Some((counter, _)) => counter,
+            None => lock(&self.known).get(id).cloned().unwrap_or_default(),
+        };
+        if known.blocks(runtime::clock::now()) { self.refusal() } else { Error::TooManySignIns }
     }
 
     fn refusal(&self) -> Error {
@@ -107,12 +118,12 @@ impl Limiter {
     }
 
     /// None where the bucket cannot be reached.
-    async fn shared(&self, id: &str, now: DateTime<Utc>) -> Option<Admission> {
+    async fn shared<T>(&self, asking: impl Future<Output = Result<T, eventlog::Error>>) -> Option<T> {
         if lock(&self.away_until).is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        match timeout(LIMIT, self.count(id, now)).await {
-            Ok(Ok(admission)) => Some(admission),
+        match timeout(LIMIT, asking).await {
+            Ok(Ok(answer)) => Some(answer),
             failed => {
                 let error = failed.map_or_else(
                     |_| "it did not answer in time".to_owned(),
@@ -127,25 +138,47 @@ impl Limiter {
 
     async fn count(&self, id: &str, now: DateTime<Utc>) -> Result<Admission, eventlog::Error> {
         for _ in 0..TRIES {
-            let found = self.bucket.get(id).await?;
-            // What cannot be read was written by nobody who knows how.
-            let counter = |value: &[u8]| serde_json::from_slice::<Counter>(value).unwrap_or_default();
-            let known = found.as_ref().map(|entry| counter(&entry.value)).unwrap_or_default();
+            let (known, revision) = self.known(id).await?;
             let Admission::Granted { counter, last } = known.attempt(now, &self.limits) else {
                 return Ok(Admission::Blocked);
             };
-            let value = serde_json::to_vec(&counter).map_err(eventlog::Error::Encode)?;
-            let written = match found {
-                Some(entry) => self.bucket.update(id, value, entry.revision).await,
-                None => self.bucket.create(id, value).await,
-            };
-            match written {
-                Ok(_) => return Ok(Admission::Granted { counter, last }),
-                Err(eventlog::Error::WrongRevision { .. }) => {}
-                Err(error) => return Err(error),
+            if self.written(id, &counter, revision).await? {
+                return Ok(Admission::Granted { counter, last });
             }
         }
         Ok(Admission::Blocked)
+    }
+
+    async fn uncount(&self, id: &str, at: DateTime<Utc>) -> Result<(), eventlog::Error> {
+        for _ in 0..TRIES {
+            let (known, revision) = self.known(id).await?;
+            let counter = known.without(at, &self.limits);
+            if counter == known || self.written(id, &counter, revision).await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// What lies in the bucket, and its revision.
+    async fn known(&self, id: &str) -> Result<(Counter, Option<u64>), eventlog::Error> {
+        let Some(entry) = self.bucket.get(id).await? else { return Ok((Counter::default(), None)) };
+        // What cannot be read was written by nobody who knows how.
+        Ok((serde_json::from_slice(&entry.value).unwrap_or_default(), Some(entry.revision)))
+    }
+
+    /// False where another was faster.
+    async fn written(&self, id: &str, counter: &Counter, revision: Option<u64>) -> Result<bool, eventlog::Error> {
+        let value = serde_json::to_vec(counter).map_err(eventlog::Error::Encode)?;
+        let written = match revision {
+            Some(revision) => self.bucket.update(id, value, revision).await,
+            None => self.bucket.create(id, value).await,
+        };
+        match written {
+            Ok(_) => Ok(true),
+            Err(eventlog::Error::WrongRevision { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the address may come at all.
@@ -174,8 +207,21 @@ impl Limiter {
 }
 
 impl Attempt<'_> {
+    /// Ends as what it came to says.
+    pub(crate) async fn ended<T>(self, came_to: Result<T, Error>) -> Result<T, Error> {
+        match &came_to {
+            Ok(_) => self.succeeded().await,
+            Err(
+                Error::BadCredentials | Error::BadCode | Error::WrongPassword | Error::User(user::Rejection::SetupOver),
+            ) => self.failed().await,
+            // Nothing was looked at, or what was looked at was right.
+            Err(_) => self.taken_back().await,
+        }
+        came_to
+    }
+
     /// Takes back everything that was counted.
-    pub(crate) async fn succeeded(self) {
+    async fn succeeded(self) {
         lock(&self.limiter.known).pop(&self.id);
         let deleted = timeout(LIMIT, self.limiter.bucket.delete(&self.id, None)).await;
         if !matches!(deleted, Ok(Ok(()))) {
@@ -183,9 +229,18 @@ impl Attempt<'_> {
         }
     }
 
+    /// As if it had not been; those before it still count.
+    async fn taken_back(self) {
+        let Self { limiter, id, at, .. } = self;
+        if let Some(counter) = lock(&limiter.known).get_mut(&id) {
+            *counter = counter.without(at, &limiter.limits);
+        }
+        limiter.shared(limiter.uncount(&id, at)).await;
+    }
+
     /// Stands as it was counted.
-    pub(crate) async fn failed(self) {
-        let Self { limiter, id, source, last, request_id } = self;
+    async fn failed(self) {
+        let Self { limiter, id, source, at: _, last, request_id } = self;
         let source = source.to_string();
         let Some(key) = Key::<Login>::login(&id) else { return };
         let block = last.map(|until| {

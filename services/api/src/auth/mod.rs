@@ -16,6 +16,9 @@ mod principal;
 mod provided;
 mod secret;
 mod settings;
+#[cfg(test)]
+mod tests;
+mod uses;
 mod watch;
 
 use std::sync::Arc;
@@ -35,14 +38,14 @@ use eventlog::{EventLog, ExecuteError, Secret, Transaction};
 pub(crate) use cookie::Cookies;
 pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
-pub(crate) use people::{People, Profile};
+pub(crate) use people::{People, Profile, place as person_place};
 pub(crate) use principal::{Principal, Who};
 pub(crate) use provided::ID_TOKENS;
 pub(crate) use secret::{digest, new_token, random_secret, same_secret};
 pub use settings::Identity;
 pub(crate) use watch::watched;
 
-use self::{address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, secret::Secrets};
+use self::{address::Addresses, handle::Handles, limiter::Limiter, password::Hasher, secret::Secrets, uses::Uses};
 use crate::problem::Error;
 
 /// What signing in needs, once for a process.
@@ -55,8 +58,16 @@ pub(crate) struct Auth {
     hasher: Hasher,
     pub(crate) limiter: Limiter,
     pub(crate) people: People,
+    pub(crate) uses: Uses,
     pub(crate) cookies: Cookies,
     refusals: provided::Refusals,
+}
+
+/// Somebody who has proved who they are, and in which epoch of theirs: in no other the proof is good for anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Proven {
+    pub(crate) user: UserId,
+    pub(crate) epoch: u64,
 }
 
 /// What a sign-in came to: the session, and the handle to it.
@@ -91,6 +102,7 @@ impl Auth {
             hasher: Hasher::new()?,
             limiter: Limiter::new(log, settings.limits(), settings.rate()),
             people,
+            uses: Uses::new(log),
             cookies: Cookies::new(&settings),
             refusals: provided::Refusals::default(),
             settings,
@@ -99,9 +111,9 @@ impl Auth {
         Ok(auth)
     }
 
-    /// Keeps the keys of sessions young, until the process ends.
+    /// Keeps the keys of sessions young, and writes down when tokens were used, until the process ends.
     pub(crate) async fn keep(self: Arc<Self>) {
-        self.handles.keep().await;
+        tokio::join!(self.handles.keep(), self.uses.keep());
     }
 
     /// Makes the first administrator, where there is none.
@@ -229,17 +241,22 @@ impl Auth {
         Ok(erased)
     }
 
-    pub(crate) async fn set_password(&self, id: UserId, password: &str, context: &Context) -> Result<u64, Error> {
+    async fn set_password(&self, id: UserId, password: &str, context: &Context) -> Result<(u64, Proven), Error> {
         let before = self.log.load(&Key::user(id)).await?.state.person.and_then(|person| person.password);
-        let committed = self.with_password(id, password, context, user::Command::SetPassword).await?;
+        let set = self.with_password(id, password, context, user::Command::SetPassword).await?;
         if let Some(before) = before {
             self.secrets.delete(&before.secret).await?;
         }
-        Ok(committed)
+        Ok(set)
     }
 
-    /// The password that somebody chose for themselves.
-    pub(crate) async fn choose_password(&self, id: UserId, password: &str, context: &Context) -> Result<u64, Error> {
+    /// The password that somebody chose for themselves: it ends what they had signed in by, and proves them anew.
+    pub(crate) async fn choose_password(
+        &self,
+        id: UserId,
+        password: &str,
+        context: &Context,
+    ) -> Result<(u64, Proven), Error> {
         let folded = self.log.fold(&Key::<User>::user(id)).await?;
         let person = folded.state.enabled().ok_or(user::Rejection::Disabled)?;
         let name = self.people.open_profile(id, &person.profile).await?.map(|profile| profile.name);
@@ -247,19 +264,25 @@ impl Auth {
         self.set_password(id, password, context).await
     }
 
-    /// Has the command decided that takes where the password lies.
+    /// Has the command decided that takes where the password lies. Gives its position, and whom it proves.
     async fn with_password(
         &self,
         id: UserId,
         password: &str,
         context: &Context,
         command: impl FnOnce(Kept) -> user::Command,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, Proven), Error> {
         let hash = self.hasher.hash(password).await?;
         let place = format!("password/{id}/{}", runtime::clock::new_id());
         let secret = place.clone();
         let command = |version| command(Kept { secret, version });
-        Ok(crate::sealed::keep(&self.log, &place, hash, &Key::<User>::user(id), command, context).await?.sequence)
+        let key = Key::<User>::user(id);
+        let committed = crate::sealed::keep(&self.log, &place, hash, &key, command, context).await?;
+        let person = self.log.load(&key).await?.state.person;
+        // Another password may have followed already: this one is nobody's then.
+        let own = person.filter(|person| person.password.as_ref().is_some_and(|kept| kept.secret == place));
+        let epoch = own.ok_or(Error::Conflict)?.epoch;
+        Ok((committed.sequence, Proven { user: id, epoch }))
     }
 
     /// A link of one hour for this user, the only one that is good.
@@ -294,35 +317,36 @@ impl Auth {
         password::require("password", password, name.as_deref())?;
         let context = &Context { actor: principal::actor(id).to_string(), ..context.clone() };
         let command = |password| user::Command::UseSetup { secret: place.clone(), now: context.time, password };
-        self.with_password(id, password, context, command).await?;
+        let (_, proven) = self.with_password(id, password, context, command).await?;
         self.secrets.delete(&place).await?;
         let context = Context { request_id: context.request_id.clone(), ..runtime::clock::context("nobody") };
-        self.sign_in(id, Method::Setup, &context, None).await
+        self.sign_in(proven, Method::Setup, &context, None).await
     }
 
     /// Whose name and password these are. An unknown name costs as much as a wrong password.
-    pub(crate) async fn verify(&self, name: &str, password: &str) -> Result<Option<UserId>, Error> {
+    pub(crate) async fn verify(&self, name: &str, password: &str) -> Result<Proven, Error> {
         let handle = handle_key(&self.people.handle(name))?;
         let holder = self.log.fold::<Handle>(&handle).await?.state.user;
         let id = holder.unwrap_or(UserId(uuid::Uuid::nil()));
-        Ok(self.proves(id, password).await?.then_some(id))
+        self.proves(id, password).await?.ok_or(Error::BadCredentials)
     }
 
-    /// Whether this is the password of the user. That of nobody is checked, too.
-    pub(crate) async fn proves(&self, id: UserId, password: &str) -> Result<bool, Error> {
+    /// Whom this password proves, if it is the user's. That of nobody is checked, too.
+    pub(crate) async fn proves(&self, id: UserId, password: &str) -> Result<Option<Proven>, Error> {
         let folded = self.log.fold(&Key::<User>::user(id)).await?;
-        let kept = folded.state.enabled().and_then(|person| person.password.as_ref());
-        let hash = match kept {
+        let person = folded.state.enabled();
+        let hash = match person.and_then(|person| person.password.as_ref()) {
             Some(kept) => self.secrets.get(&kept.secret).await?,
             None => None,
         };
-        self.hasher.verify(password, hash.as_ref().map(Secret::expose)).await
+        let right = self.hasher.verify(password, hash.as_ref().map(Secret::expose)).await?;
+        Ok(person.filter(|_| right).map(|person| Proven { user: id, epoch: person.epoch }))
     }
 
-    /// Opens a session; the one `before`, which the same browser held, ends.
+    /// Opens a session, where what was proved still holds; the one `before`, which the same browser held, ends.
     pub(crate) async fn sign_in(
         &self,
-        id: UserId,
+        Proven { user: id, epoch }: Proven,
         method: Method,
         context: &Context,
         before: Option<SessionId>,
@@ -335,13 +359,14 @@ impl Auth {
         let expires_at = now + self.settings.session_max();
         self.log
             .transact::<Error, _, _>(context, |mut tx| async move {
-                tx.decide(user, user::Command::SignIn { session, method }).await?;
-                let epoch = tx.load(user).await?.state.enabled().ok_or(user::Rejection::Disabled)?.epoch;
+                let opened_by = user::Opened::Session(session);
+                tx.decide(user, user::Command::SignIn { opened: opened_by, method, epoch }).await?;
                 let opening = Opening { user: id, epoch, method, expires_at };
                 tx.decide(opened, session::Command::Open(opening)).await?;
                 Ok(tx)
             })
-            .await?;
+            .await
+            .map_err(no_longer)?;
         if let Some(before) = before {
             let replaced = session::Command::End { reason: session::Reason::Replaced };
             let context = runtime::clock::context(&*actor);
@@ -356,12 +381,41 @@ impl Auth {
         Ok(SignedIn { principal, handle })
     }
 
+    /// Makes a personal token for who has proved who they are: a sign-in at a command line.
+    pub(crate) async fn sign_in_by_token(
+        &self,
+        Proven { user: id, epoch }: Proven,
+        (token, secret, command): (TokenId, &str, impl FnOnce(u64) -> domain::token::Command),
+        digest: Vec<u8>,
+        context: &Context,
+    ) -> Result<eventlog::Committed, Error> {
+        let (user, made) = (&Key::<User>::user(id), &Key::<domain::token::Token>::token(token));
+        let write = |version| {
+            let create = command(version);
+            async move {
+                let create = &create;
+                let signed_in = self.log.transact::<Error, _, _>(context, |mut tx| async move {
+                    let (opened, method) = (user::Opened::Token(token), Method::Password);
+                    tx.decide(user, user::Command::SignIn { opened, method, epoch }).await?;
+                    tx.decide(made, create.clone()).await?;
+                    Ok(tx)
+                });
+                signed_in.await.map_err(no_longer)
+            }
+        };
+        crate::sealed::keep_by(&self.log, secret, digest, write).await
+    }
+
     /// Who holds this API token. None for whom nobody knows.
     async fn bearer(&self, presented: &str, now: DateTime<Utc>) -> Result<Option<Principal>, Error> {
         let Some(id) = secret::token_id(presented) else { return Ok(None) };
         let Some((secret, principal)) = self.token_holder(id, now).await? else { return Ok(None) };
         let Some(kept) = self.secrets.get(&secret).await? else { return Ok(None) };
-        Ok(secret::same(kept.expose(), &digest(presented)).then_some(principal))
+        if !secret::same(kept.expose(), &digest(presented)) {
+            return Ok(None);
+        }
+        self.uses.note(id, now);
+        Ok(Some(principal))
     }
 
     /// What a token is good for now, and where its digest lies.
@@ -448,6 +502,9 @@ impl Auth {
     /// Counts an attempt to prove something, before anything is looked at.
     pub(crate) async fn attempt(&self, source: Source, request_id: &str) -> Result<Attempt<'_>, Error> {
         let id = self.people.source(source);
+        if self.hasher.crowded() {
+            return Err(self.limiter.busy(&id).await);
+        }
         self.limiter.attempt(id, source, request_id).await
     }
 
@@ -465,6 +522,16 @@ impl Auth {
     /// Where a link for people begins.
     pub(crate) fn public_url(&self) -> Option<&str> {
         self.settings.public_url.as_deref()
+    }
+}
+
+/// Whoever proved themselves by what ended meanwhile is told no more than anybody else.
+fn no_longer(error: Error) -> Error {
+    match error {
+        Error::User(user::Rejection::Superseded | user::Rejection::Disabled | user::Rejection::Erased) => {
+            Error::BadCredentials
+        }
+        error => error,
     }
 }
 

@@ -22,13 +22,20 @@ const LONGEST: usize = 128;
 /// The 6,000 that are used most, of those that are long enough: of the lists of zxcvbn (MIT licence).
 static COMMON: LazyLock<HashSet<&str>> = LazyLock::new(|| include_str!("common-passwords.txt").lines().collect());
 
+/// What is guessed first of whoever runs this.
+const OBVIOUS: [&str; 9] =
+    ["sluice", "admin", "administrator", "operator", "viewer", "deploy", "deployer", "deployment", "controller"];
+
 /// What is wrong with a password that somebody chose, who is called `name`.
 pub(crate) fn problem(password: &str, name: Option<&str>) -> Option<&'static str> {
     let folded = password.to_lowercase();
+    let words: String = folded.chars().filter(|letter| letter.is_alphabetic()).collect();
     if !(SHORTEST..=LONGEST).contains(&password.chars().count()) {
         Some("must be 8 to 128 characters")
     } else if COMMON.contains(folded.as_str()) {
         Some("is one of those that are tried first: choose another")
+    } else if OBVIOUS.contains(&words.as_str()) {
+        Some("is what is guessed first here: choose another")
     } else if name.is_some_and(|name| name.to_lowercase() == folded) {
         Some("must not be the name")
     } else {
@@ -45,6 +52,8 @@ pub(crate) struct Hasher {
     waiting: Semaphore,
     /// Of a password that nobody has.
     nobody: String,
+    #[cfg(test)]
+    computed: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Hasher {
@@ -52,7 +61,30 @@ impl Hasher {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let nobody = hash(&super::random_secret()).map_err(|error| anyhow!("hashing a password: {error}"))?;
         let turns = Arc::new(Semaphore::new((processors / 2).clamp(1, 4)));
-        Ok(Self { turns, waiting: Semaphore::new(WAITING), nobody })
+        Ok(Self {
+            turns,
+            waiting: Semaphore::new(WAITING),
+            nobody,
+            #[cfg(test)]
+            computed: Arc::default(),
+        })
+    }
+
+    /// Whether the next one would be told to come again.
+    pub(super) fn crowded(&self) -> bool {
+        self.waiting.available_permits() == 0
+    }
+
+    /// How often argon2id was computed.
+    #[cfg(test)]
+    pub(super) fn computed(&self) -> usize {
+        self.computed.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Takes every place in the queue.
+    #[cfg(test)]
+    pub(super) fn crowd(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.waiting.try_acquire_many(WAITING as u32).expect("nobody waits")
     }
 
     /// As it is kept, with its salt and its cost.
@@ -67,7 +99,15 @@ impl Hasher {
         let password: String = password.chars().take(LONGEST + 1).collect();
         let known = kept.map(|kept| String::from_utf8_lossy(kept).into_owned());
         let (kept, exists) = (known.clone().unwrap_or_else(|| self.nobody.clone()), known.is_some());
-        let same = self.work(move || verify(&password, &kept)).await?;
+        #[cfg(test)]
+        let computed = self.computed.clone();
+        let same = self
+            .work(move || {
+                #[cfg(test)]
+                computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                verify(&password, &kept)
+            })
+            .await?;
         Ok(same && exists)
     }
 
@@ -105,10 +145,22 @@ mod tests {
     #[test]
     fn what_is_short_long_or_common_is_refused() {
         let long = "x".repeat(129);
-        for bad in ["", "1234567", "password", "PassWord", "1234567890", "trustno1", "ann.smith", &long] {
+        for bad in [
+            "",
+            "1234567",
+            "password",
+            "PassWord",
+            "1234567890",
+            "trustno1",
+            "ann.smith",
+            "Sluice2026!",
+            "_admin_1234",
+            &long,
+        ] {
             assert!(problem(bad, Some("Ann.Smith")).is_some(), "{bad:?} passed");
         }
-        for good in ["correct horse", "äöüßäöüß", "        ", &"x".repeat(128)] {
+        for good in ["correct horse", "äöüßäöüß", "        ", "sluice gates open", "1029384756!", &"x".repeat(128)]
+        {
             assert_eq!(problem(good, Some("ann")), None, "{good:?} was refused");
         }
         assert!(COMMON.len() > 3000 && COMMON.iter().all(|word| word.len() >= SHORTEST));

@@ -105,7 +105,15 @@ impl People {
         let fresh = Secret::new(rand::random::<[u8; 32]>());
         let key = match self.vault.create(&place, &fresh).await {
             Ok(_) => fresh,
-            Err(eventlog::Error::WrongRevision { .. }) => self.vault.get(&place).await?.ok_or(Error::Conflict)?,
+            Err(eventlog::Error::WrongRevision { .. }) => {
+                let (key, version) = self.vault.entry(&place).await?.ok_or(Error::Conflict)?;
+                // Anew, so that it is nobody's leftover while the event is on its way that points here.
+                match self.vault.replace(&place, &key, version).await {
+                    Ok(_) => key,
+                    Err(eventlog::Error::WrongRevision { .. }) => return Err(Error::Conflict),
+                    Err(error) => return Err(error.into()),
+                }
+            }
             Err(error) => return Err(error.into()),
         };
         let text = serde_json::to_vec(profile).map_err(Error::Encode)?;
@@ -128,7 +136,8 @@ impl People {
     }
 }
 
-fn place(id: UserId) -> String {
+/// Of the key of a person.
+pub(crate) fn place(id: UserId) -> String {
     format!("person/{id}")
 }
 

@@ -16,7 +16,7 @@ use domain::{
 };
 use eventlog::Secret;
 
-use super::{Auth, Newcomer, Profile, SignedIn, Who, handle_key, settle};
+use super::{Auth, Newcomer, Profile, Proven, SignedIn, Who, handle_key, settle};
 use crate::{
     oidc::{Refusal, Verified},
     problem::Error,
@@ -70,7 +70,11 @@ impl Auth {
         before: Option<SessionId>,
     ) -> Result<SignedIn, Error> {
         let id = self.provision(verified, request_id).await?;
-        let signed_in = self.sign_in(id, Method::Oidc, &context(request_id), before).await.map_err(in_their_words)?;
+        let user = self.log.fold(&Key::<user::User>::user(id)).await?;
+        let epoch = user.state.enabled().ok_or(Error::NotLetIn(Refusal::Disabled))?.epoch;
+        let proven = Proven { user: id, epoch };
+        let signed_in =
+            self.sign_in(proven, Method::Oidc, &context(request_id), before).await.map_err(in_their_words)?;
         if let Who::Session { session, .. } = signed_in.principal.who {
             // Without it they sign out all the same; the provider may ask whether they mean it.
             if let Err(error) = self.log.vault().put(&id_token(session), &verified.id_token).await {

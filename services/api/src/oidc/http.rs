@@ -1,11 +1,14 @@
 //! The one way in which the provider is asked: without following anybody anywhere, only as long and as much as is
 //! reasonable, and only where [`Outgoing`] lets us go.
 
-use std::{error::Error, io, net::IpAddr, sync::Arc};
+use std::{error::Error, io, sync::Arc};
 
 use openidconnect::{HttpRequest, HttpResponse};
-use reqwest::{Url, dns, redirect};
-use runtime::outgoing::Outgoing;
+use reqwest::{Url, redirect};
+use runtime::outgoing::{
+    Outgoing,
+    http::{Filtered, Unresolved, address, lookup},
+};
 
 use super::Limits;
 
@@ -84,7 +87,7 @@ impl Http {
         let request = reqwest::Request::try_from(request).map_err(|_| Trouble::Garbage)?;
         let encrypted = request.url().scheme() == "https";
         // An address in the URL is never resolved, so the resolver does not see it.
-        if address(request.url()).is_some_and(|address| !self.outgoing.permits(address)) {
+        if self.outgoing.refuses(request.url()) {
             return Err(Trouble::Refused);
         }
         let mut answer = self.client.execute(request).await.map_err(|error| trouble(&error, encrypted))?;
@@ -124,38 +127,6 @@ impl Http {
             Err(Unresolved::Refused) => Err(Trouble::Refused),
             Err(Unresolved::Unknown(_)) => Err(Trouble::Name),
         }
-    }
-}
-
-/// The address that stands in a URL itself.
-fn address(url: &Url) -> Option<IpAddr> {
-    url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-/// Resolves names, and forgets the addresses that nobody may be sent to: whoever controls a name controls what it means.
-struct Filtered(Arc<Outgoing>);
-
-#[derive(Debug, thiserror::Error)]
-enum Unresolved {
-    #[error("the name stands for local addresses only")]
-    Refused,
-    #[error("the name is not known")]
-    Unknown(#[source] io::Error),
-}
-
-async fn lookup(name: &str, outgoing: &Outgoing) -> Result<Vec<std::net::SocketAddr>, Unresolved> {
-    let found = tokio::net::lookup_host((name, 0)).await.map_err(Unresolved::Unknown)?;
-    let permitted: Vec<_> = found.filter(|address| outgoing.permits(address.ip())).collect();
-    if permitted.is_empty() { Err(Unresolved::Refused) } else { Ok(permitted) }
-}
-
-impl dns::Resolve for Filtered {
-    fn resolve(&self, name: dns::Name) -> dns::Resolving {
-        let outgoing = self.0.clone();
-        Box::pin(async move {
-            let found = lookup(name.as_str(), &outgoing).await?;
-            Ok(Box::new(found.into_iter()) as dns::Addrs)
-        })
     }
 }
 

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use domain::{
     Context, Grant, Key, Slug, TokenId,
     session::Method,
-    user::{self, Source, User},
+    user::{Source, User},
 };
 use http::{HeaderValue, header};
 use serde::{Deserialize, Serialize};
@@ -151,13 +151,12 @@ pub(crate) async fn login(
 ) -> Result<Response, Error> {
     api.auth.same_site(&said.parts)?;
     let attempt = api.auth.attempt(said.source, &said.request_id).await?;
-    let Some(id) = api.auth.verify(&said.body.name, &said.body.password).await? else {
-        attempt.failed().await;
-        return Err(Error::BadCredentials);
+    let signed_in = async {
+        let proven = api.auth.verify(&said.body.name, &said.body.password).await?;
+        let before = api.auth.held(&said.parts.headers).await;
+        api.auth.sign_in(proven, Method::Password, &context(&said.request_id), before).await
     };
-    let before = api.auth.held(&said.parts.headers).await;
-    let signed_in = api.auth.sign_in(id, Method::Password, &context(&said.request_id), before).await?;
-    attempt.succeeded().await;
+    let signed_in = attempt.ended(signed_in.await).await?;
     welcome(&api, &signed_in).await
 }
 
@@ -178,21 +177,9 @@ pub(crate) async fn set_up(
     api.auth.same_site(&said.parts)?;
     let attempt = api.auth.attempt(said.source, &said.request_id).await?;
     let SetupBody { token, password } = said.body;
-    match api.auth.set_up(&token, &password, &context(&said.request_id)).await {
-        Ok(signed_in) => {
-            attempt.succeeded().await;
-            welcome(&api, &signed_in).await
-        }
-        Err(error @ Error::User(user::Rejection::SetupOver)) => {
-            attempt.failed().await;
-            Err(error)
-        }
-        Err(error) => {
-            // The link was good.
-            attempt.succeeded().await;
-            Err(error)
-        }
-    }
+    let signed_in = api.auth.set_up(&token, &password, &context(&said.request_id)).await;
+    let signed_in = attempt.ended(signed_in).await?;
+    welcome(&api, &signed_in).await
 }
 
 /// Sign in at a command line: the answer is a personal token, shown this once.
@@ -212,24 +199,23 @@ pub(crate) async fn token(
     api.auth.same_site(&said.parts)?;
     let attempt = api.auth.attempt(said.source, &said.request_id).await?;
     let SignInBody { name, password, token_name, grant, expires_at } = said.body;
-    let Some(id) = api.auth.verify(&name, &password).await? else {
-        attempt.failed().await;
-        return Err(Error::BadCredentials);
+    let made = async {
+        let proven = api.auth.verify(&name, &password).await?;
+        let person = api.log.fold(&Key::<User>::user(proven.user)).await?;
+        let person = person.state.enabled().ok_or(Error::BadCredentials)?;
+        let mut context = context(&said.request_id);
+        context.actor = format!("user:{}", proven.user);
+        let token = TokenId(context.command_id);
+        let caller = Principal {
+            actor: context.actor.as_str().into(),
+            grant: person.grant.clone(),
+            who: Who::Token { user: Some(proven.user), token },
+            until: None,
+        };
+        let grant = grant.unwrap_or_else(|| person.grant.clone());
+        tokens::make(&api, &caller, Some(proven), token, (token_name, grant, true, expires_at), &context).await
     };
-    attempt.succeeded().await;
-    let person = api.log.fold(&Key::<User>::user(id)).await?;
-    let person = person.state.enabled().ok_or(user::Rejection::Disabled)?;
-    let mut context = context(&said.request_id);
-    context.actor = format!("user:{id}");
-    let token = TokenId(context.command_id);
-    let caller = Principal {
-        actor: context.actor.as_str().into(),
-        grant: person.grant.clone(),
-        who: Who::Token { user: Some(id), token },
-        until: None,
-    };
-    let grant = grant.unwrap_or_else(|| person.grant.clone());
-    Ok(Json(tokens::make(&api, &caller, token, (token_name, grant, true, expires_at), &context).await?))
+    Ok(Json(attempt.ended(made.await).await?))
 }
 
 /// Sign out: the session ends, or the personal token does.
@@ -301,15 +287,12 @@ pub(crate) async fn password(
     let id = asked.caller.user().ok_or(Error::NotSignedIn)?;
     let request_id = asked.context.request_id.clone().unwrap_or_default();
     let attempt = api.auth.attempt(source.0, &request_id).await?;
-    if !api.auth.proves(id, &asked.body.current).await? {
-        attempt.failed().await;
-        return Err(Error::WrongPassword);
-    }
-    attempt.succeeded().await;
-    let sequence = api.auth.choose_password(id, &asked.body.new, &asked.context).await?;
+    let proven = api.auth.proves(id, &asked.body.current).await;
+    attempt.ended(proven.and_then(|proven| proven.ok_or(Error::WrongPassword))).await?;
+    let (sequence, proven) = api.auth.choose_password(id, &asked.body.new, &asked.context).await?;
     let mut response = Json(Accepted { sequence }).into_response();
     if matches!(asked.caller.who, Who::Session { .. }) {
-        let signed_in = api.auth.sign_in(id, Method::Password, &context(&request_id), None).await?;
+        let signed_in = api.auth.sign_in(proven, Method::Password, &context(&request_id), None).await?;
         set_cookie(&mut response, api.auth.cookies.set(&signed_in.handle))?;
     }
     Ok(response)

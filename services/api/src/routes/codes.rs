@@ -68,13 +68,12 @@ pub(crate) async fn redeem(
     api.auth.same_site(&said.parts)?;
     let attempt = api.auth.attempt(said.source, &said.request_id).await?;
     let CodeBody { code, token_name, grant, expires_at } = said.body;
-    let Some(caller) = api.auth.redeem(&code).await? else {
-        attempt.failed().await;
-        return Err(Error::BadCode);
+    let made = async {
+        let caller = api.auth.redeem(&code).await?.ok_or(Error::BadCode)?;
+        let context = Context { request_id: Some(said.request_id.clone()), ..runtime::clock::context(&*caller.actor) };
+        let grant = grant.unwrap_or_else(|| caller.grant.clone());
+        let id = TokenId(context.command_id);
+        tokens::make(&api, &caller, None, id, (token_name, grant, true, expires_at), &context).await
     };
-    attempt.succeeded().await;
-    let context = Context { request_id: Some(said.request_id), ..runtime::clock::context(&*caller.actor) };
-    let grant = grant.unwrap_or_else(|| caller.grant.clone());
-    let id = TokenId(context.command_id);
-    Ok(Json(tokens::make(&api, &caller, id, (token_name, grant, true, expires_at), &context).await?))
+    Ok(Json(attempt.ended(made.await).await?))
 }

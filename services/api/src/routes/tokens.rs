@@ -9,6 +9,7 @@ use domain::{
     token::{self, Command, Holder, Owner},
     user::{self, User},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use readmodel::tokens::{self, Token};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use super::{Accepted, AtLeast, IdempotencyKey, NoQuery, Taken};
 use crate::{
     Api,
-    auth::{self, Principal},
+    auth::{self, Principal, Proven},
     extract::{Asked, Nothing, Path, Query},
     idempotency,
     problem::Error,
@@ -27,6 +28,8 @@ use crate::{
 /// How long a personal token is good where nothing is said.
 const PERSONAL: TimeDelta = TimeDelta::days(90);
 const LONGEST: TimeDelta = TimeDelta::days(366);
+/// Tokens that are asked after at the same time.
+const AT_ONCE: usize = 16;
 
 /// Who is to hold a new token.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,6 +48,23 @@ pub(crate) struct TokenBody {
     personal: bool,
     /// At most a year from now; left out, a personal token is good for 90 days and a machine's until it is revoked.
     expires_at: Option<DateTime<Utc>>,
+}
+
+/// A token, and when it was used.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TokenView)]
+pub(crate) struct View {
+    #[serde(flatten)]
+    token: Token,
+    /// To the minute; none where it never was.
+    last_used_at: Option<DateTime<Utc>>,
+}
+
+impl View {
+    async fn of(api: &Api, token: Token) -> Result<Self, Error> {
+        let last_used_at = api.auth.uses.last(TokenId(token.id)).await?;
+        Ok(Self { token, last_used_at })
+    }
 }
 
 /// A token was made.
@@ -73,20 +93,22 @@ pub(crate) struct TokenPath {
     tag = "tokens",
     operation_id = "list_tokens",
     params(AtLeast),
-    responses((status = 200, body = [Token]))
+    responses((status = 200, body = [View]))
 )]
 pub(crate) async fn list(
     State(api): State<Api>,
     caller: Principal,
     Query(query): Query<AtLeast>,
-) -> Result<Json<Vec<Token>>, Error> {
+) -> Result<Json<Vec<View>>, Error> {
     api.visible(query.at_least).await?;
     let owner = match caller.user() {
         _ if caller.grant.administers() => None,
         Some(user) => Some(user.0),
         None => return Ok(Json(vec![])),
     };
-    Ok(Json(tokens::list(&api.pool, owner).await?))
+    let tokens = tokens::list(&api.pool, owner).await?;
+    let views = stream::iter(tokens.into_iter().map(|token| View::of(&api, token))).buffered(AT_ONCE);
+    Ok(Json(views.try_collect().await?))
 }
 
 /// Make a token for a program, or for a person at a command line.
@@ -107,13 +129,15 @@ pub(crate) async fn create(
     let TokenBody { name, role, projects, personal, expires_at } = asked.body;
     let grant = Grant { role, projects };
     let id = TokenId(idempotency::id(&asked.context, "token"));
-    Ok(Taken(make(&api, &asked.caller, id, (name, grant, personal, expires_at), &asked.context).await?))
+    Ok(Taken(make(&api, &asked.caller, None, id, (name, grant, personal, expires_at), &asked.context).await?))
 }
 
 /// Makes what the caller asks for, as far as they may: a name, what it is good for, whether it is their own, and its end.
+/// For who has `proven` who they are it is a sign-in.
 pub(super) async fn make(
     api: &Api,
     caller: &Principal,
+    proven: Option<Proven>,
     id: TokenId,
     (name, grant, personal, expires_at): (Slug, Grant, bool, Option<DateTime<Utc>>),
     context: &Context,
@@ -124,6 +148,7 @@ pub(super) async fn make(
     let owner = match caller.user().filter(|_| personal) {
         None if personal => return Err(Error::NotSignedIn),
         None => None,
+        Some(_) if let Some(Proven { user, epoch }) = proven => Some(Owner { user, epoch }),
         Some(user) => {
             let found = api.log.fold(&Key::<User>::user(user)).await?;
             Some(Owner { user, epoch: found.state.enabled().ok_or(user::Rejection::Disabled)?.epoch })
@@ -141,9 +166,11 @@ pub(super) async fn make(
     let token = auth::new_token(id);
     let secret = format!("token/{id}/{}", runtime::clock::new_id());
     let holder = |version| Holder { name, grant, owner, secret: secret.clone(), version, expires_at: end };
-    let (key, digest) = (Key::token(id), auth::digest(&token));
-    let committed =
-        sealed::keep(&api.log, &secret, digest, &key, |version| Command::Create(holder(version)), context).await?;
+    let (create, digest) = (|version| Command::Create(holder(version)), auth::digest(&token));
+    let committed = match proven {
+        Some(proven) => api.auth.sign_in_by_token(proven, (id, &secret, create), digest, context).await?,
+        None => sealed::keep(&api.log, &secret, digest, &Key::token(id), create, context).await?,
+    };
     let token = (!committed.events.is_empty()).then_some(token);
     Ok(Created { sequence: committed.sequence, id: id.0, token, expires_at: end })
 }

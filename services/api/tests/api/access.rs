@@ -130,3 +130,37 @@ async fn the_request_that_caused_an_event_is_named_in_it() {
     assert_eq!(event.context.actor, app.admin);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_is_refused_or_fails_is_logged_with_who_asked_from_where() {
+    let (logs, guard) = crate::app::capture_logs();
+    let app = App::start_without(crate::app::Without::Node).await;
+    app.project("shop").await;
+    let grant = serde_json::json!({ "role": "viewer", "projects": ["shop"] });
+    let (id, viewer) = crate::identity::person(&app, "vi", grant).await;
+    let actor = format!("user:{id}");
+    let mut lines = vec![
+        (
+            viewer.post(&app, "/projects/shop/stages/dev/archive", serde_json::json!({})).await,
+            "forbidden",
+            actor.clone(),
+        ),
+        (viewer.get(&app, "/projects/other").await, "outside_grant", actor),
+        (Answer::of(app.http.get(format!("{}/api/v1/projects", app.base))).await, "unauthorized", String::new()),
+    ];
+    let bad = crate::identity::try_login(&app, &app.base, "vi", "wrong").await;
+    lines.push((bad, "bad_credentials", String::new()));
+    let image = serde_json::json!({ "image": "v1" });
+    let failed = app.post("/projects/shop/stages/dev/deployments", image).await;
+    lines.push((failed, "request failed", String::new()));
+    drop(guard);
+    let text = logs.text();
+    for (answer, what, actor) in lines {
+        let request = answer.headers["x-request-id"].to_str().expect("text");
+        let logged = |line: &&str| line.contains(request) && line.contains(what);
+        let line = text.lines().find(logged).unwrap_or_else(|| panic!("{what}: {:#} in {text}", answer.body));
+        assert!(line.contains("127.0.0.1") && line.contains(&actor), "{line}");
+        assert!(line.contains('Z'), "in UTC: {line}");
+    }
+    app.stop().await;
+}

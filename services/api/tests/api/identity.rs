@@ -5,7 +5,7 @@ use futures::{StreamExt, future::join_all};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::app::{Answer, App, PASSWORD, Without, identity};
+use crate::app::{Answer, App, PASSWORD, Without, eventually, identity};
 
 pub(crate) const SECRET: &str = "correct horse battery";
 
@@ -302,5 +302,80 @@ async fn a_narrowed_grant_sees_its_projects_and_nothing_else() {
             break;
         }
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_sign_in_at_a_command_line_is_recorded_with_its_token_or_not_at_all() {
+    let app = App::start().await;
+    let (id, _) = person(&app, "ann", json!({ "role": "operator" })).await;
+    let sign_in = async |password: &str, grant: Value| {
+        let body = json!({ "name": "ann", "password": password, "token_name": "laptop", "grant": grant });
+        let request = app.http.post(format!("{}/api/v1/auth/token", app.base)).body(body.to_string());
+        Answer::of(request.header("content-type", "application/json")).await
+    };
+    let before = app.log.last_sequence().await.expect("an end");
+    sign_in(SECRET, json!({ "role": "admin" })).await.problem(403, "above_grant");
+    assert_eq!(app.log.last_sequence().await.expect("an end"), before, "nothing came of it");
+    let made = sign_in(SECRET, Value::Null).await.ok();
+    let token = made["id"].as_str().expect("an id");
+    assert_eq!(
+        app.subjects(before).await,
+        [format!("sluice.events.user.{id}.signed_in"), format!("sluice.events.token.{token}.created")]
+    );
+    let events: Vec<_> = app.log.follow("sluice.events.>", before).take(2).collect().await;
+    let contexts = events.into_iter().map(|event| event.expect("readable").context);
+    let contexts: Vec<_> = contexts.map(|context| (context.actor, context.command_id, context.request_id)).collect();
+    assert_eq!(contexts[0], contexts[1], "one decision");
+    assert_eq!(contexts[0].0, format!("user:{id}"));
+    let user = app.get(&format!("/users/{id}?at_least={}", made["sequence"])).await.ok();
+    assert!(user["signed_in_at"].is_string(), "{user}");
+    sign_in("wrong", Value::Null).await.problem(401, "bad_credentials");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_shows_when_it_was_last_used_and_that_is_not_written_for_every_request() {
+    let mut app = App::start().await;
+    let made = app.post("/tokens", json!({ "name": "ci", "role": "viewer" })).await;
+    let (id, sequence) = (made.body["id"].as_str().expect("an id").to_owned(), made.accepted());
+    let token = made.body["token"].as_str().expect("a token").to_owned();
+    let used = async |app: &App, base: &str| {
+        let url = format!("{base}/api/v1/tokens?at_least={sequence}");
+        let listed = Answer::of(app.http.get(url).bearer_auth(&app.token)).await.ok();
+        let own = listed.as_array().expect("a list").iter().find(|token| token["id"] == id).expect("listed").clone();
+        own["last_used_at"].as_str().map(|at| at.parse::<chrono::DateTime<chrono::Utc>>().expect("a time"))
+    };
+    assert_eq!(used(&app, &app.base).await, None);
+    // Who only knows which token there is has not used it.
+    let forged = format!("{}{}", &token[..token.len() - 1], if token.ends_with('0') { '1' } else { '0' });
+    let get = async |app: &App, token: &str| {
+        Answer::of(app.http.get(format!("{}/api/v1/projects", app.base)).bearer_auth(token)).await.status
+    };
+    assert_eq!(get(&app, &forged).await, 401);
+    let begun = runtime::clock::now();
+    for _ in 0..20 {
+        assert_eq!(get(&app, &token).await, 200);
+    }
+    eventually("the use is written", async || used(&app, &app.base).await.is_some()).await;
+    assert!(used(&app, &app.base).await.expect("used") >= begun);
+    let written = async |app: &App| app.log.bucket("uses").get(&id).await.expect("asked").expect("written").revision;
+    let revision = written(&app).await;
+    let last = app.log.last_sequence().await.expect("an end");
+    for _ in 0..20 {
+        assert_eq!(get(&app, &token).await, 200);
+    }
+    assert_eq!(written(&app).await, revision, "not for every request");
+    assert_eq!(app.log.last_sequence().await.expect("an end"), last, "no event");
+    // It outlives the processes, and the server.
+    app.nats.kill();
+    app.nats.restart().await.expect("NATS is back");
+    let second = app.another_api().await;
+    eventually("it is known after a restart", async || {
+        let request = app.http.get(format!("{second}/api/v1/auth/me")).bearer_auth(&app.token);
+        Answer::of(request).await.status == 200
+    })
+    .await;
+    assert!(used(&app, &second).await.is_some_and(|at| at >= begun));
     app.stop().await;
 }

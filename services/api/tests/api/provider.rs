@@ -371,7 +371,7 @@ async fn who_signs_out_is_signed_out_here_whatever_the_provider_does() {
     assert!(out.get("location").is_none(), "{out:#}");
     other.get(&lab.app, "/auth/me").await.problem(401, "unauthorized");
     let kept = lab.app.log.vault().names().await.expect("listed");
-    assert!(!kept.iter().any(|name| name.starts_with("id-token/")), "{kept:?}");
+    assert!(!kept.iter().any(|(name, _)| name.starts_with("id-token/")), "{kept:?}");
     lab.app.stop().await;
 }
 

@@ -18,6 +18,7 @@ mod turn;
 
 use std::{
     future::ready,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,8 @@ use domain::{
 };
 use eventlog::{EventLog, Secret};
 use futures::future::BoxFuture;
+use reqwest::Url;
+use runtime::outgoing::Outgoing;
 use serde_json::Value;
 
 use crate::{
@@ -79,6 +82,7 @@ pub struct Proxies {
     turns: Turns,
     /// For probes and admin APIs: follows no redirect, uses no proxy, keeps no connection.
     http: reqwest::Client,
+    outgoing: Arc<Outgoing>,
 }
 
 /// What a proxy is to hold for one route.
@@ -126,9 +130,10 @@ impl Proxies {
         log: EventLog,
         holder: String,
         http: reqwest::Client,
+        outgoing: Arc<Outgoing>,
     ) -> (Self, impl Future<Output = anyhow::Result<()>> + Send) {
         let (edges, watching) = edges::watch(log.clone());
-        (Self { log, holder, edges, turns: Turns::default(), http }, watching)
+        (Self { log, holder, edges, turns: Turns::default(), http, outgoing }, watching)
     }
 
     /// The proxy that `route` lies behind, as it is declared now.
@@ -314,6 +319,19 @@ impl Proxies {
         Ok((settings, Some((known.username.clone(), secret))))
     }
 
+    /// Refuses an address to which nobody may be sent. What a name stands for is looked at with each connection.
+    fn permitted(&self, name: &Slug, url: &str) -> Result<(), StepError> {
+        match url.parse::<Url>() {
+            Ok(url) if self.outgoing.refuses(&url) => Err(Problem::new(
+                "proxy_address_refused",
+                format!("the proxy {name} is declared at {url}, an address of this node's surroundings"),
+                format!("declare another, or, if that is meant, allow it in {} of the deployer", Outgoing::VARIABLE),
+            )
+            .into()),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// The driver of a proxy whose admin API is declared.
     fn driver(
         &self,
@@ -322,6 +340,7 @@ impl Proxies {
         credentials: Option<(String, Secret)>,
     ) -> Result<Option<Box<dyn Driver>>, StepError> {
         let Some(url) = &settings.url else { return Ok(None) };
+        self.permitted(name, url)?;
         let api = direct::Api::new(self.http.clone(), name, url);
         Ok(Some(match settings.driver {
             Kind::Caddy => Box::new(caddy::Caddy::new(api, settings.address.as_deref())),

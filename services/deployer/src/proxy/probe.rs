@@ -178,7 +178,14 @@ async fn ask(
     route: &Route,
     token: Option<&String>,
 ) -> Result<Response, Open> {
-    let probe = proxies.http.head(format!("http://{address}{path}")).header("host", &route.host).timeout(PROBE);
+    let url = format!("http://{address}{path}");
+    if url.parse().is_ok_and(|url| proxies.outgoing.refuses(&url)) {
+        return Err(Open {
+            said: format!("no request is sent to {address}, in this node's surroundings"),
+            away: false,
+        });
+    }
+    let probe = proxies.http.head(url).header("host", &route.host).timeout(PROBE);
     let probe = token.into_iter().fold(probe, |probe, token| probe.header(PROBE_HEADER, token));
     probe.send().await.map_err(|error| Open {
         said: format!("a probe through the proxy at {address} failed: {}", chain(&error.without_url())),

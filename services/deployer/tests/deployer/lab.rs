@@ -136,7 +136,14 @@ impl Lab {
     pub(crate) fn config(&self, host: String) -> Config {
         let worker = runtime::clock::new_id().to_string();
         let (concurrency, deadlines) = (self.concurrency, self.deadlines.clone());
-        Config { node: "local".into(), docker: Some(host), concurrency, worker, deadlines }
+        Config {
+            node: "local".into(),
+            docker: Some(host),
+            concurrency,
+            worker,
+            deadlines,
+            outgoing: Default::default(),
+        }
     }
 
     /// It answers when it is there.

@@ -138,9 +138,10 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
             None => "-".to_owned(),
         };
         let end = t.expires_at.map_or_else(|| "never".to_owned(), ui::date);
-        rows.push([t.name, grant, owner, end, ui::date(t.created_at), t.created_by, t.id.to_string()]);
+        let used = t.last_used_at.map_or_else(|| "never".to_owned(), ui::date);
+        rows.push([t.name, grant, owner, end, used, ui::date(t.created_at), t.created_by, t.id.to_string()]);
     }
-    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "CREATED", "BY", "TOKEN-ID"], rows)?;
+    ui.table(["NAME", "GRANT", "OWNER", "EXPIRES", "USED", "CREATED", "BY", "TOKEN-ID"], rows)?;
     Ok(())
 }
 

@@ -321,6 +321,7 @@ pub(crate) struct Token {
     pub(crate) projects: Option<BTreeSet<Slug>>,
     pub(crate) owner: Option<UserId>,
     pub(crate) expires_at: Option<DateTime<Utc>>,
+    pub(crate) last_used_at: Option<DateTime<Utc>>,
     pub(crate) created_by: String,
     pub(crate) created_at: DateTime<Utc>,
 }

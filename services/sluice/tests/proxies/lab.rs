@@ -2,7 +2,10 @@
 
 use std::{
     process::Stdio,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,7 @@ use domain::{
     traffic::{EDGES, ROUTES, Route, Target, Upstream, UpstreamSet},
 };
 use eventlog::{EventLog, Secret};
+use runtime::outgoing::Outgoing;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Nats, NpmStandIn, UserProxy, free_port};
@@ -58,7 +62,7 @@ impl Lab {
         eventlog::vault::create_key(&master_key).expect("a master key");
         let config = eventlog::Config { url: nats.url().into(), name: "test".into(), master_key: Some(master_key) };
         let log = EventLog::connect(&config).await.expect("connected");
-        let (proxies, watching) = Proxies::new(log.clone(), "worker".into(), client());
+        let (proxies, watching) = Proxies::new(log.clone(), "worker".into(), client(), here());
         let edge_address = format!("127.0.0.1:{}", free_port());
         let mut lab = Lab {
             address: match &front {
@@ -86,7 +90,7 @@ impl Lab {
 
     /// As another process has it.
     pub(crate) fn another_deployer(&self) -> (Proxies, JoinHandle<anyhow::Result<()>>) {
-        let (proxies, watching) = Proxies::new(self.log.clone(), "another".into(), client());
+        let (proxies, watching) = Proxies::new(self.log.clone(), "another".into(), client(), here());
         (proxies, tokio::spawn(watching))
     }
 
@@ -343,6 +347,10 @@ pub(crate) fn deployment(route: &Route) -> DeploymentId {
 }
 
 /// As the deployer's.
+fn here() -> Arc<Outgoing> {
+    Arc::new(Outgoing::default().with_this_machine())
+}
+
 fn client() -> reqwest::Client {
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     client.pool_max_idle_per_host(0).user_agent("sluice").build().expect("a client")

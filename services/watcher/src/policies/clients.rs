@@ -14,12 +14,15 @@ use domain::{
     registry::{Registry, RegistrySettings},
 };
 use eventlog::EventLog;
+use runtime::outgoing::Outgoing;
 
 use super::look::Trouble;
 use crate::registry::{self, Client, Credentials};
 
-#[derive(Default)]
-pub(super) struct Clients(Mutex<HashMap<String, Known>>);
+pub(super) struct Clients {
+    known: Mutex<HashMap<String, Known>>,
+    outgoing: Outgoing,
+}
 
 struct Known {
     client: Arc<Client>,
@@ -36,6 +39,10 @@ pub(super) struct Line {
 }
 
 impl Clients {
+    pub(super) fn new(outgoing: Outgoing) -> Self {
+        Self { known: Mutex::default(), outgoing }
+    }
+
     /// As the registry is declared now. Trouble within the time for which it wants to be left alone.
     pub(super) async fn get(&self, log: &EventLog, host: &str) -> Result<Line, Trouble> {
         let nonsense = |error: domain::registry::Rejection| registry::Trouble::Nonsense(error.to_string());
@@ -48,7 +55,7 @@ impl Clients {
         }
         let version = credentials.as_ref().map(|known| known.version);
         {
-            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = known.get(host).filter(|known| known.origin == origin && known.version == version) {
                 return Ok(Line { client: known.client.clone(), poll: settings.poll, origin });
             }
@@ -62,8 +69,8 @@ impl Clients {
             (None, Some(_)) => return Err(registry::Trouble::PasswordMissing { registry: host.into() }.into()),
             (None, None) => None,
         };
-        let client = Arc::new(Client::new(&origin, credentials)?);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = Arc::new(Client::new(&origin, credentials, &self.outgoing)?);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(host.to_owned(), Known { client: client.clone(), origin: origin.clone(), version });
         Ok(Line { client, poll: settings.poll, origin })
     }

@@ -99,7 +99,7 @@ pub(crate) async fn run(config: &Config, log: &EventLog) -> Result<()> {
 async fn watch(config: &Config, log: &EventLog, mut sharing: Sharing) -> Result<()> {
     let shared = Arc::new(Shared {
         looker: Looker { config: config.clone(), log: log.clone() },
-        clients: Clients::default(),
+        clients: Clients::new(config.outgoing.clone()),
         desk: desk::Desk::default(),
         found: Mutex::default(),
         ripens: Mutex::default(),
@@ -362,6 +362,7 @@ async fn write(log: &EventLog, key: &str, value: &impl serde::Serialize) -> bool
 #[cfg(test)]
 mod tests {
     use domain::settings::StageSettings;
+    use runtime::outgoing::Outgoing;
     use testkit::Nats;
 
     use super::*;
@@ -391,8 +392,8 @@ mod tests {
         let mut picture = Picture::default();
         log.each(PROJECTS, 0, |recorded| picture.note(&recorded)).await.expect("read");
         let shared = Shared {
-            looker: Looker { config: Config { node: "local".into() }, log: log.clone() },
-            clients: Clients::default(),
+            looker: Looker { config: Config { node: "local".into(), outgoing: Outgoing::default() }, log: log.clone() },
+            clients: Clients::new(Outgoing::default()),
             desk: desk::Desk::default(),
             found: Mutex::default(),
             ripens: Mutex::default(),

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use reqwest::{
     RequestBuilder, Response, StatusCode, Url,
     header::{HeaderMap, WWW_AUTHENTICATE},
 };
+use runtime::outgoing::Outgoing;
 use serde::Deserialize;
 
 use super::trouble::{Trouble, chain};
@@ -41,6 +42,7 @@ pub(super) struct Auth {
     credentials: Option<Credentials>,
     /// Of the registry: only that one is told who we are.
     origin: Url,
+    outgoing: Arc<Outgoing>,
     known: Mutex<Known>,
 }
 
@@ -78,8 +80,13 @@ enum Proof {
 }
 
 impl Auth {
-    pub(super) fn new(http: reqwest::Client, credentials: Option<Credentials>, origin: Url) -> Self {
-        Self { http, credentials, origin, known: Mutex::default() }
+    pub(super) fn new(
+        http: reqwest::Client,
+        credentials: Option<Credentials>,
+        origin: Url,
+        outgoing: Arc<Outgoing>,
+    ) -> Self {
+        Self { http, credentials, origin, outgoing, known: Mutex::default() }
     }
 
     /// Sends what `build` makes, and once more with what the registry then asks for.
@@ -144,6 +151,9 @@ impl Auth {
         // What is encrypted to the registry is not told in clear text to somebody else.
         if !(url.scheme() == "https" || url.scheme() == "http" && self.origin.scheme() == "http") {
             return Err(nonsense("it sends us to sign in at an address that is not encrypted"));
+        }
+        if self.outgoing.refuses(&url) {
+            return Err(Trouble::local(&url));
         }
         let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
         url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service))).append_pair("scope", &scope);

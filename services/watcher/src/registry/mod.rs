@@ -21,6 +21,7 @@ use reqwest::{
     header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, LINK},
     redirect,
 };
+use runtime::outgoing::{Outgoing, http::Filtered};
 use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
@@ -121,14 +122,21 @@ struct ImageConfig {
 
 impl Client {
     /// For the API at `origin`: scheme, host and port.
-    pub(crate) fn new(origin: &str, credentials: Option<Credentials>) -> Result<Self, Trouble> {
+    pub(crate) fn new(origin: &str, credentials: Option<Credentials>, outgoing: &Outgoing) -> Result<Self, Trouble> {
         let origin = Url::parse(origin).map_err(|error| Trouble::unreachable(origin, error.to_string()))?;
+        let outgoing = Arc::new(outgoing.towards(&origin));
+        if outgoing.refuses(&origin) {
+            return Err(Trouble::local(&origin));
+        }
+        let filter = outgoing.clone();
         let encrypted = origin.scheme() == "https";
         let careful = redirect::Policy::custom(move |attempt| {
             if attempt.previous().len() > MOST_REDIRECTS {
                 attempt.error("too many redirects")
             } else if encrypted && attempt.url().scheme() != "https" {
                 attempt.error("a redirect from https to something else")
+            } else if filter.refuses(attempt.url()) {
+                attempt.error("a redirect to an address of this machine or its surroundings")
             } else {
                 attempt.follow()
             }
@@ -137,10 +145,11 @@ impl Client {
             .connect_timeout(CONNECT)
             .timeout(ANSWER)
             .redirect(careful)
+            .dns_resolver(Arc::new(Filtered(outgoing.clone())))
             .user_agent(concat!("sluice/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Trouble::unreachable(origin.as_str(), trouble::chain(&error)))?;
-        let auth = auth::Auth::new(http.clone(), credentials, origin.clone());
+        let auth = auth::Auth::new(http.clone(), credentials, origin.clone(), outgoing);
         let (digests, tags, created) = (Memory::new(), Memory::new(), Memory::new());
         Ok(Self { http, origin, auth, quiet: Mutex::new(Instant::now()), digests, tags, created })
     }
@@ -371,4 +380,54 @@ fn stated_digest(headers: &HeaderMap) -> Option<String> {
 
 fn etag_of(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(ETAG).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A registry that answers everything so, on this machine.
+    async fn registry(answer: &'static str) -> (String, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut request = [0; 4096];
+                // All of it comes at once; what it asks for does not matter.
+                assert!(stream.read(&mut request).await.expect("a request") > 0);
+                let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.expect("answered");
+            }
+        });
+        (url, serving)
+    }
+
+    #[tokio::test]
+    async fn nobody_is_sent_where_a_machine_is_told_about_itself() {
+        let strict = Outgoing::default();
+        for origin in
+            ["http://169.254.169.254", "http://[fe80::1]:5000", "https://100.100.100.200", "http://0.0.0.0:5000"]
+        {
+            let refused = Client::new(origin, None, &strict).err().expect(origin).to_string();
+            assert!(refused.contains("URL_ALLOW_LOCAL"), "{refused}");
+        }
+        for (answer, said) in [
+            ("401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"http://169.254.169.254/token\"", "URL_ALLOW_LOCAL"),
+            ("307 Temporary Redirect\r\nLocation: http://169.254.169.254/latest/meta-data", "its surroundings"),
+        ] {
+            let (url, serving) = registry(answer).await;
+            let client = Client::new(&url, None, &strict).expect("declared on this machine");
+            let refused = client.digest("shop", "main").await.expect_err("refused").to_string();
+            assert!(refused.contains(said), "{refused}");
+            let allowed: Outgoing = "169.254.169.254".parse().expect("good");
+            assert!(allowed.towards(&url.parse().expect("a URL")).permits([169, 254, 169, 254].into()));
+            serving.abort();
+        }
+    }
 }

@@ -3,7 +3,8 @@
 use std::{error::Error, time::Duration};
 
 use chrono::{DateTime, Utc};
-use reqwest::{Response, StatusCode, header::RETRY_AFTER};
+use reqwest::{Response, StatusCode, Url, header::RETRY_AFTER};
+use runtime::outgoing::Outgoing;
 
 /// However long a registry asks to be left alone, it is asked again after this.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -31,6 +32,14 @@ pub(crate) enum Trouble {
 impl Trouble {
     pub(super) fn unreachable(origin: &str, why: impl AsRef<str>) -> Self {
         Self::Unreachable(format!("{origin}: {}", why.as_ref()))
+    }
+
+    pub(super) fn local(url: &Url) -> Self {
+        let host = url.host_str().unwrap_or_default();
+        Self::Unreachable(format!(
+            "{host} is an address of this machine or its surroundings, which is refused: if that is meant, allow it in {}",
+            Outgoing::VARIABLE
+        ))
     }
 
     pub(super) fn of(answer: &Response, repository: &str) -> Self {

@@ -62,7 +62,7 @@ impl Lab {
     /// Another watcher, and what ends it.
     pub(crate) async fn watch(&mut self) -> CancellationToken {
         let (log, stop) = (connect(&self.nats, self.directory.path().join("key")).await, CancellationToken::new());
-        let (config, ended) = (watcher::Config { node: NODE.into() }, stop.clone());
+        let (config, ended) = (watcher::Config { node: NODE.into(), outgoing: Default::default() }, stop.clone());
         self.tasks.spawn(async move { watcher::run(config, log, ended).await.expect("ends in order") });
         stop
     }
