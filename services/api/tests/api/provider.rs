@@ -127,7 +127,7 @@ async fn whom_the_provider_knows_comes_to_be_once_and_is_known_by_the_subject() 
     invite(&lab.app, "ann", json!({ "role": "viewer" })).await;
     let until: DateTime<Utc> = serde_json::from_value(later["until"].clone()).expect("a time");
     assert!(until <= runtime::clock::now() + TimeDelta::hours(12), "{until}");
-    for (kind, times) in [("user.created", 2 + 1), ("user.signed_in", 2), ("session.opened", 2)] {
+    for (kind, times) in [("user.created", 2 + 1), ("user.signed_in", 2 + 1), ("session.opened", 2)] {
         eventually(kind, async || {
             let events = lab.app.get("/events?limit=500").await.ok().to_string();
             events.matches(&format!("dev.sluice.{kind}.v1")).count() == times
