@@ -206,6 +206,11 @@ impl Error {
         self.kind().1
     }
 
+    /// Whether it is only that too many came at once.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy | Self::TooManySignIns)
+    }
+
     /// Seconds after which it is worth coming back.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {

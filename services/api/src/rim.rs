@@ -47,7 +47,8 @@ pub(crate) async fn rim(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     // The guard says where from, and who.
     let (source, actor) = (field::Empty, field::Empty);
-    let span = tracing::info_span!("request", request_id = %id, method = %request.method(), path, source, actor);
+    // There with every filter: whatever line is written within it says of which request it is.
+    let span = tracing::error_span!("request", request_id = %id, method = %request.method(), path, source, actor);
     let started = tokio::time::Instant::now();
     async {
         let mut response = answer(request, next).await;
@@ -81,7 +82,8 @@ async fn answer(request: Request, next: Next) -> Response {
 fn report(response: &Response, elapsed_ms: u128) {
     let status = response.status().as_u16();
     match response.extensions().get::<Arc<Error>>() {
-        Some(error) if response.status().is_server_error() => {
+        // A flood must not fill the log with what is no fault of ours.
+        Some(error) if response.status().is_server_error() && !error.is_busy() => {
             tracing::error!(status, elapsed_ms, error = %causes(error.as_ref()), "request failed");
         }
         // The detail may hold what the caller typed; it is in the answer, and only there.

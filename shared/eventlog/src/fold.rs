@@ -7,7 +7,12 @@ use lru::LruCache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{EventLog, aggregate::PATIENCE, error::Error, nats::EVENTS};
+use crate::{
+    EventLog,
+    aggregate::PATIENCE,
+    error::Error,
+    nats::{EVENTS, Stored},
+};
 
 /// Aggregates kept in memory; one that was dropped is folded from its first event again.
 const CACHED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -103,16 +108,31 @@ impl EventLog {
         }
     }
 
+    /// The aggregate as this process saw it last, if it remembers: what never changes of it is true.
+    pub fn remembered<A: Aggregate>(&self, key: &Key<A>) -> Option<Arc<Loaded<A>>> {
+        self.cached(&key.filter())
+    }
+
     /// Always asks the log for newer events: the cache only spares the older ones.
     async fn read<A: Aggregate>(&self, key: &Key<A>) -> Result<Arc<Loaded<A>>, Error> {
         let filter = key.filter();
         let mut folded = self.cached::<A>(&filter).unwrap_or_else(|| Arc::new(Loaded::new()));
         let known = folded.version;
-        self.inner
-            .scan(EVENTS, &filter, known + 1, |stored| {
-                Arc::make_mut(&mut folded).apply(stored.sequence, &stored.subject, &stored.message.payload)
-            })
-            .await?;
+        let mut apply = |stored: Stored| {
+            Arc::make_mut(&mut folded).apply(stored.sequence, &stored.subject, &stored.message.payload)
+        };
+        let mut from = known + 1;
+        if known > 0 {
+            // Mostly nothing has happened since, which one answer tells faster than a scan.
+            match self.inner.next_on(EVENTS, &filter, from).await? {
+                None => return Ok(folded),
+                Some(stored) => {
+                    from = stored.sequence + 1;
+                    apply(stored)?;
+                }
+            }
+        }
+        self.inner.scan(EVENTS, &filter, from, apply).await?;
         if folded.version > known {
             self.remember(filter, &folded);
         }

@@ -10,7 +10,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Inner, error::Error};
 
@@ -148,17 +148,25 @@ impl Inner {
 
     /// The last message on `subject`, which may hold wildcards.
     pub(crate) async fn last_on(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
-        const OPERATION: &str = "reading a key";
-        let request_subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let question = json!({ "last_by_subj": subject }).to_string();
-        let message = request(&self.client, OPERATION, &request_subject, HeaderMap::new(), question.into(), DEADLINE);
-        let message = self.connected(OPERATION, message).await?;
+        self.one("reading a key", stream, &json!({ "last_by_subj": subject })).await
+    }
+
+    /// The first message that matches `filter`, from sequence `from` on.
+    pub(crate) async fn next_on(&self, stream: &str, filter: &str, from: u64) -> Result<Option<Stored>, Error> {
+        self.one("reading a stream", stream, &json!({ "seq": from, "next_by_subj": filter })).await
+    }
+
+    async fn one(&self, operation: &'static str, stream: &str, question: &Value) -> Result<Option<Stored>, Error> {
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let message =
+            request(&self.client, operation, &subject, HeaderMap::new(), question.to_string().into(), DEADLINE);
+        let message = self.connected(operation, message).await?;
         match message.status.map(|status| status.as_u16()) {
-            None => stored(OPERATION, message).map(Some),
+            None => stored(operation, message).map(Some),
             Some(404) => Ok(None),
             Some(code) => {
                 let description = message.description.unwrap_or_default();
-                Err(Error::Refused { operation: OPERATION, code: code.into(), description })
+                Err(Error::Refused { operation, code: code.into(), description })
             }
         }
     }

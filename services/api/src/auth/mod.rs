@@ -3,9 +3,11 @@
 //! Nothing is remembered between requests but what cannot change: each request asks the event log whether its session,
 //! its token and its user still are what they were.
 
+mod accounts;
 mod address;
 mod code;
 mod cookie;
+mod credentials;
 mod csrf;
 mod guard;
 mod handle;
@@ -23,18 +25,17 @@ mod watch;
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
-use chrono::{DateTime, Utc};
+use anyhow::{Context as _, Result};
 use domain::{
-    Context, Grant, Key, Role, SessionId, TokenId, UserId,
+    Context, Key, SessionId, TokenId, UserId,
     address::Source,
-    administrators,
     handle::Handle,
     session::{self, Method, Opening, Session},
-    user::{self, Kept, User},
+    user::{self, User},
 };
-use eventlog::{EventLog, ExecuteError, Secret, Transaction};
+use eventlog::{EventLog, ExecuteError, Secret};
 
+pub(crate) use accounts::Setup;
 pub(crate) use cookie::Cookies;
 pub(crate) use guard::{Access, Routes, SCHEME};
 pub(crate) use limiter::Attempt;
@@ -76,16 +77,6 @@ pub(crate) struct SignedIn {
     pub(crate) handle: String,
 }
 
-/// Somebody who comes to be.
-struct Newcomer<'a> {
-    id: UserId,
-    source: user::Source,
-    /// What is theirs alone from then on; the first for as long as they are here.
-    handles: &'a [String],
-    profile: &'a Profile,
-    grant: Grant,
-}
-
 impl Auth {
     pub(crate) async fn open(log: &EventLog, mut settings: Identity) -> Result<Self> {
         let addresses = settings.check()?;
@@ -114,192 +105,6 @@ impl Auth {
     /// Keeps the keys of sessions young, and writes down when tokens were used, until the process ends.
     pub(crate) async fn keep(self: Arc<Self>) {
         tokio::join!(self.handles.keep(), self.uses.keep());
-    }
-
-    /// Makes the first administrator, where there is none.
-    async fn found(&self) -> Result<()> {
-        let key = Key::<administrators::Administrators>::administrators();
-        if !self.log.fold(&key).await?.state.users.is_empty() {
-            return Ok(());
-        }
-        let Some(password) = &self.settings.admin_password else {
-            bail!(
-                "ADMIN_PASSWORD is not set, and there is no administrator yet: set it to the password that the first \
-                 one, called `admin`, is to sign in with"
-            );
-        };
-        let problem = password::problem(password, Some("admin"));
-        if let Some(problem) = problem {
-            bail!("ADMIN_PASSWORD {problem}");
-        }
-        let context = runtime::clock::context("system");
-        let id = UserId(context.command_id);
-        let profile = Profile { name: "admin".into(), display_name: None, email: None };
-        let made = self.create(id, &profile, Grant::everywhere(Role::Admin), true, &context).await;
-        match made {
-            // Another process was faster.
-            Err(Error::Administrators(administrators::Rejection::Founded)) | Err(Error::Handle(_)) => return Ok(()),
-            made => drop(made.context("making the first administrator")?),
-        }
-        self.set_password(id, password, &runtime::clock::context("system")).await?;
-        tracing::info!("the first administrator, `admin`, was made: ADMIN_PASSWORD is not needed any more");
-        Ok(())
-    }
-
-    /// A new user with all that belongs to them, or nothing of it. With `first`, only where there is no administrator.
-    pub(crate) async fn create(
-        &self,
-        id: UserId,
-        profile: &Profile,
-        grant: Grant,
-        first: bool,
-        context: &Context,
-    ) -> Result<eventlog::Committed, Error> {
-        let handles = [self.people.handle(&profile.name)];
-        let newcomer = Newcomer { id, source: user::Source::Local, handles: &handles, profile, grant };
-        self.admit(newcomer, first, context).await
-    }
-
-    async fn admit(
-        &self,
-        newcomer: Newcomer<'_>,
-        first: bool,
-        context: &Context,
-    ) -> Result<eventlog::Committed, Error> {
-        let Newcomer { id, source, handles, profile, grant } = newcomer;
-        let handle = handles.first().cloned().unwrap_or_default();
-        let names = handles.iter().map(|digest| handle_key(digest)).collect::<Result<Vec<_>, _>>()?;
-        let profile = self.people.seal(id, profile).await?;
-        let command = user::Command::Create { source, handle, profile, grant };
-        let (command, key, names) = (&command, &Key::user(id), &names);
-        let made = self
-            .log
-            .transact(context, |mut tx| async move {
-                tx.decide(key, command.clone()).await?;
-                for name in names {
-                    tx.decide(name, domain::handle::Command::Claim { user: id }).await?;
-                }
-                if first {
-                    tx.decide(&Key::administrators(), administrators::Command::Found { user: id }).await?;
-                }
-                settle(tx, id).await
-            })
-            .await;
-        if matches!(made, Err(Error::Handle(_) | Error::User(_) | Error::Administrators(_))) {
-            // Nobody has come to be whose key it is.
-            self.people.forget(id).await?;
-        }
-        made
-    }
-
-    /// Changes a user, and with them who administers.
-    pub(crate) async fn change(
-        &self,
-        id: UserId,
-        command: user::Command,
-        context: &Context,
-    ) -> Result<eventlog::Committed, Error> {
-        let (key, command) = (&Key::user(id), &command);
-        self.log
-            .transact(context, |mut tx| async move {
-                tx.decide(key, command.clone()).await?;
-                settle(tx, id).await
-            })
-            .await
-    }
-
-    /// Ends a user for good: the name is free again, and what was known of the person cannot be read by anybody.
-    pub(crate) async fn erase(&self, id: UserId, context: &Context) -> Result<eventlog::Committed, Error> {
-        let key = &Key::user(id);
-        let person = self.log.load(key).await?.state.person.ok_or(user::Rejection::Unknown)?;
-        // Whom the provider knows has a name beside.
-        let profile = self.people.open_profile(id, &person.profile).await?;
-        let name = profile.map(|profile| self.people.handle(&profile.name)).filter(|name| *name != person.handle);
-        let names = [Some(person.handle.clone()), name].into_iter().flatten();
-        let names = &names.map(|digest| handle_key(&digest)).collect::<Result<Vec<_>, _>>()?;
-        let seen = &person.profile;
-        let erased = self
-            .log
-            .transact(context, |mut tx| async move {
-                // Renamed meanwhile: the other name would stay taken.
-                if tx.load(key).await?.state.person.is_some_and(|person| person.profile != *seen) {
-                    return Err(Error::Conflict);
-                }
-                tx.decide(key, user::Command::Erase).await?;
-                for name in names {
-                    tx.decide(name, domain::handle::Command::Release { user: id }).await?;
-                }
-                settle(tx, id).await
-            })
-            .await?;
-        // The same again completes what was cut off here.
-        self.people.forget(id).await?;
-        let credentials = [person.password.map(|kept| kept.secret), person.setup.map(|setup| setup.kept.secret)];
-        for place in credentials.into_iter().flatten() {
-            self.secrets.delete(&place).await?;
-        }
-        Ok(erased)
-    }
-
-    async fn set_password(&self, id: UserId, password: &str, context: &Context) -> Result<(u64, Proven), Error> {
-        let before = self.log.load(&Key::user(id)).await?.state.person.and_then(|person| person.password);
-        let set = self.with_password(id, password, context, user::Command::SetPassword).await?;
-        if let Some(before) = before {
-            self.secrets.delete(&before.secret).await?;
-        }
-        Ok(set)
-    }
-
-    /// The password that somebody chose for themselves: it ends what they had signed in by, and proves them anew.
-    pub(crate) async fn choose_password(
-        &self,
-        id: UserId,
-        password: &str,
-        context: &Context,
-    ) -> Result<(u64, Proven), Error> {
-        let folded = self.log.fold(&Key::<User>::user(id)).await?;
-        let person = folded.state.enabled().ok_or(user::Rejection::Disabled)?;
-        let name = self.people.open_profile(id, &person.profile).await?.map(|profile| profile.name);
-        password::require("new", password, name.as_deref())?;
-        self.set_password(id, password, context).await
-    }
-
-    /// Has the command decided that takes where the password lies. Gives its position, and whom it proves.
-    async fn with_password(
-        &self,
-        id: UserId,
-        password: &str,
-        context: &Context,
-        command: impl FnOnce(Kept) -> user::Command,
-    ) -> Result<(u64, Proven), Error> {
-        let hash = self.hasher.hash(password).await?;
-        let place = format!("password/{id}/{}", runtime::clock::new_id());
-        let secret = place.clone();
-        let command = |version| command(Kept { secret, version });
-        let key = Key::<User>::user(id);
-        let committed = crate::sealed::keep(&self.log, &place, hash, &key, command, context).await?;
-        let person = self.log.load(&key).await?.state.person;
-        // Another password may have followed already: this one is nobody's then.
-        let own = person.filter(|person| person.password.as_ref().is_some_and(|kept| kept.secret == place));
-        let epoch = own.ok_or(Error::Conflict)?.epoch;
-        Ok((committed.sequence, Proven { user: id, epoch }))
-    }
-
-    /// A link of one hour for this user, the only one that is good.
-    pub(crate) async fn issue_setup(&self, id: UserId, context: &Context) -> Result<(u64, Option<Setup>), Error> {
-        let key = Key::<User>::user(id);
-        let before = self.log.load(&key).await?.state.person.and_then(|person| person.setup);
-        let token = format!("{}_{}", id.0.simple(), random_secret());
-        let place = format!("setup/{id}/{}", runtime::clock::new_id());
-        let expires_at = context.time + settings::SETUP;
-        let secret = place.clone();
-        let command = |version| user::Command::IssueSetup(user::Setup { kept: Kept { secret, version }, expires_at });
-        let committed = crate::sealed::keep(&self.log, &place, digest(&token), &key, command, context).await?;
-        if let Some(before) = before {
-            self.secrets.delete(&before.kept.secret).await?;
-        }
-        let fresh = !committed.events.is_empty();
-        Ok((committed.sequence, fresh.then_some(Setup { token, expires_at })))
     }
 
     /// Lets the bearer of a setup link choose a password, once, and signs them in.
@@ -406,77 +211,6 @@ impl Auth {
         crate::sealed::keep_by(&self.log, secret, digest, write).await
     }
 
-    /// Who holds this API token. None for whom nobody knows.
-    async fn bearer(&self, presented: &str, now: DateTime<Utc>) -> Result<Option<Principal>, Error> {
-        let Some(id) = secret::token_id(presented) else { return Ok(None) };
-        let Some((secret, principal)) = self.token_holder(id, now).await? else { return Ok(None) };
-        let Some(kept) = self.secrets.get(&secret).await? else { return Ok(None) };
-        if !secret::same(kept.expose(), &digest(presented)) {
-            return Ok(None);
-        }
-        self.uses.note(id, now);
-        Ok(Some(principal))
-    }
-
-    /// What a token is good for now, and where its digest lies.
-    async fn token_holder(&self, id: TokenId, now: DateTime<Utc>) -> Result<Option<(String, Principal)>, Error> {
-        let token = self.log.fold(&Key::<domain::token::Token>::token(id)).await?;
-        let Some(holder) = token.state.valid(now) else { return Ok(None) };
-        let (actor, grant, user) = match holder.owner {
-            None => (holder.name.as_str().into(), holder.grant.clone(), None),
-            Some(owner) => {
-                let user = self.log.fold(&Key::<User>::user(owner.user)).await?;
-                let Some(grant) = holder.effective(&user.state) else { return Ok(None) };
-                (principal::actor(owner.user), grant, Some(owner.user))
-            }
-        };
-        let who = Who::Token { user, token: id };
-        Ok(Some((holder.secret.clone(), Principal { actor, grant, who, until: holder.expires_at })))
-    }
-
-    /// Who holds this session, and the handle to go on with where theirs gets old.
-    async fn session(&self, presented: &str, now: DateTime<Utc>) -> Result<Option<(Principal, Option<String>)>, Error> {
-        let Some(handle) = self.handles.read(presented, now).await else { return Ok(None) };
-        let Some((principal, end)) = self.session_holder(handle.user, handle.session, now).await? else {
-            return Ok(None);
-        };
-        let principal = Principal { until: Some(end.min(handle.expires_at)), ..principal };
-        let renewed = if self.handles.due(&handle, now) {
-            Some(self.handles.write(handle.session, handle.user, now, end)?)
-        } else {
-            None
-        };
-        Ok(Some((principal, renewed)))
-    }
-
-    async fn session_holder(
-        &self,
-        id: UserId,
-        session: SessionId,
-        now: DateTime<Utc>,
-    ) -> Result<Option<(Principal, DateTime<Utc>)>, Error> {
-        let (user, opened) = (Key::<User>::user(id), Key::<Session>::session(session));
-        let (user, opened) = tokio::try_join!(self.log.fold(&user), self.log.fold(&opened))?;
-        let Some(opening) = opened.state.open(now).filter(|opening| opening.user == id) else { return Ok(None) };
-        let Some(person) = opened.state.holder(&user.state, now) else { return Ok(None) };
-        let who = Who::Session { user: id, session };
-        let (actor, grant) = (principal::actor(id), person.grant.clone());
-        Ok(Some((Principal { actor, grant, who, until: Some(opening.expires_at) }, opening.expires_at)))
-    }
-
-    /// Whether `principal` may still do what they may when they were let in.
-    async fn still(&self, principal: &Principal) -> Result<bool, Error> {
-        let now = runtime::clock::now();
-        if principal.until.is_some_and(|until| until <= now) {
-            return Ok(false);
-        }
-        let found = match principal.who {
-            Who::Token { token, .. } => self.token_holder(token, now).await?.map(|(_, found)| found),
-            Who::Session { user, session } => self.session_holder(user, session, now).await?.map(|(found, _)| found),
-        };
-        Ok(found.is_some_and(|found| found.grant == principal.grant))
-    }
-
     /// Ends what the caller came with.
     pub(crate) async fn sign_out(&self, caller: &Principal, context: &Context) -> Result<u64, Error> {
         match caller.who {
@@ -533,25 +267,6 @@ fn no_longer(error: Error) -> Error {
         }
         error => error,
     }
-}
-
-/// A link by which somebody chooses a password.
-pub(crate) struct Setup {
-    /// Shown once.
-    pub(crate) token: String,
-    pub(crate) expires_at: DateTime<Utc>,
-}
-
-/// Who administers follows from what was decided on the user, in the same batch.
-async fn settle(mut tx: Transaction, id: UserId) -> Result<Transaction, Error> {
-    let administers = tx.load(&Key::<User>::user(id)).await?.state.person.is_some_and(|person| person.administers());
-    let command = if administers {
-        administrators::Command::Join { user: id }
-    } else {
-        administrators::Command::Leave { user: id }
-    };
-    tx.decide(&Key::administrators(), command).await?;
-    Ok(tx)
 }
 
 fn handle_key(digest: &str) -> Result<Key<Handle>, Error> {

@@ -16,7 +16,11 @@ use domain::{
 };
 use eventlog::Secret;
 
-use super::{Auth, Newcomer, Profile, Proven, SignedIn, Who, handle_key, settle};
+use super::{
+    Auth, Profile, Proven, SignedIn, Who,
+    accounts::{Newcomer, settle},
+    handle_key,
+};
 use crate::{
     oidc::{Refusal, Verified},
     problem::Error,

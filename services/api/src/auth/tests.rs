@@ -3,6 +3,7 @@
 use domain::{
     Context, Grant, Key, Role, Slug, TokenId, UserId,
     address::Source,
+    administrators,
     session::Method,
     token::{Command, Holder, Owner},
     user::{self, User},
@@ -10,7 +11,7 @@ use domain::{
 use eventlog::{Config, EventLog};
 use testkit::Nats;
 
-use super::{Auth, Identity, Profile, Proven, digest, new_token};
+use super::{Auth, Identity, People, Profile, Proven, digest, handle_key, new_token};
 use crate::{
     leftovers::{self, Suspects},
     problem::Error,
@@ -26,20 +27,29 @@ struct Lab {
     _directory: tempfile::TempDir,
 }
 
+fn settings() -> Identity {
+    Identity {
+        admin_password: Some(PASSWORD.into()),
+        login_max_failures: FAILURES,
+        ..Identity::new("a key of at least 32 characters, 0123456789")
+    }
+}
+
+/// An empty log, and what must not end before it.
+async fn log() -> (Nats, tempfile::TempDir, EventLog) {
+    let nats = Nats::start().await.expect("NATS starts");
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = directory.path().join("vault.key");
+    eventlog::vault::create_key(&key).expect("a key");
+    let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(key) };
+    let log = EventLog::connect(&config).await.expect("the log opens");
+    (nats, directory, log)
+}
+
 impl Lab {
     async fn start() -> Self {
-        let nats = Nats::start().await.expect("NATS starts");
-        let directory = tempfile::tempdir().expect("a directory");
-        let key = directory.path().join("vault.key");
-        eventlog::vault::create_key(&key).expect("a key");
-        let config = Config { url: nats.url().into(), name: "test".into(), master_key: Some(key) };
-        let log = EventLog::connect(&config).await.expect("the log opens");
-        let settings = Identity {
-            admin_password: Some(PASSWORD.into()),
-            login_max_failures: FAILURES,
-            ..Identity::new("a key of at least 32 characters, 0123456789")
-        };
-        let auth = Auth::open(&log, settings).await.expect("opens");
+        let (nats, directory, log) = log().await;
+        let auth = Auth::open(&log, settings()).await.expect("opens");
         Self { auth, log, _nats: nats, _directory: directory }
     }
 
@@ -219,4 +229,34 @@ async fn the_key_of_who_is_let_in_at_last_is_not_swept() {
     assert_eq!(read.as_ref(), Some(&profile));
     assert_eq!(leftovers::look(&lab.log, &mut suspects).await.expect("swept"), 1, "nobody came");
     lab.log.close().await;
+}
+
+#[tokio::test]
+async fn a_first_administrator_whose_making_was_cut_off_is_completed_by_the_next_start() {
+    let (_nats, _directory, log) = log().await;
+    let open = async |password: Option<&str>| {
+        Auth::open(&log, Identity { admin_password: password.map(Into::into), ..settings() }).await
+    };
+    // As far as it came: there is an administrator, who has no password.
+    let people = People::open(&log).await.expect("opens");
+    let id = UserId(runtime::clock::new_id());
+    let profile = Profile { name: "admin".into(), display_name: None, email: None };
+    let (handle, profile) = (people.handle("admin"), people.seal(id, &profile).await.expect("sealed"));
+    let (name, grant) = (handle_key(&handle).expect("a key"), Grant::everywhere(Role::Admin));
+    let create = user::Command::Create { source: user::Source::Local, handle, profile, grant };
+    log.execute(&Key::user(id), create, &context()).await.expect("created");
+    log.execute(&name, domain::handle::Command::Claim { user: id }, &context()).await.expect("claimed");
+    let found = administrators::Command::Found { user: id };
+    log.execute(&Key::administrators(), found, &context()).await.expect("founded");
+
+    let refused = open(None).await.err().expect("refused");
+    assert!(refused.to_string().starts_with("ADMIN_PASSWORD is not set"), "{refused:#}");
+    let auth = open(Some(PASSWORD)).await.expect("opens");
+    assert_eq!(auth.verify("admin", PASSWORD).await.expect("verified").user, id);
+    // From then on the variable says nothing any more.
+    for password in [None, Some("the password of somebody else")] {
+        let auth = open(password).await.expect("opens");
+        assert_eq!(auth.verify("admin", PASSWORD).await.expect("verified").user, id);
+    }
+    log.close().await;
 }

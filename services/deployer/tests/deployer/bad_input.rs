@@ -3,8 +3,9 @@
 use domain::{
     Key, Span,
     image::{Image, Source},
+    proxy::{Command as Declare, Driver, Mode, Settings},
     registry::{self, Registry as Credentials},
-    settings::{Check, HealthCheck, StageSettings, Strategy},
+    settings::{Check, HealthCheck, RouteSettings, StageSettings, Strategy},
     stage::{Outcome, Step},
 };
 use eventlog::Secret;
@@ -176,5 +177,28 @@ async fn an_image_that_only_the_node_has() {
     SampleImage::new("1").load(&lab.docker, &named).await.expect("loads");
     let found = lab.resolve(&named).await.expect("local");
     assert_eq!((found.source, &found.digest), (Source::Local, &image.digest));
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_proxy_among_what_a_cloud_tells_its_machines() {
+    let lab = Lab::new().await;
+    let caddy = testkit::UserProxy::caddy().await.expect("Caddy starts");
+    let metadata = "169.254.169.254:80";
+    for (driver, url, address, code) in [
+        (Driver::Caddy, format!("http://{metadata}"), caddy.address(), "proxy_address_refused"),
+        (Driver::Npm, format!("http://{metadata}"), caddy.address(), "proxy_address_refused"),
+        // The admin API is where it should be; what the probe would ask is not.
+        (Driver::Caddy, caddy.url(), metadata.to_owned(), "proxy_unproved"),
+    ] {
+        let name = "front".parse().expect("a slug");
+        let declared = Settings { driver, mode: Mode::Direct, url: Some(url), address: Some(address), edge: None };
+        let context = runtime::clock::context("test");
+        lab.log.execute(&Key::proxy(&name), Declare::Configure(declared), &context).await.expect("declared");
+        let route = Some(RouteSettings { host: format!("{}.test", lab.project), path: "/".into(), proxy: Some(name) });
+        let image = lab.image("v2", SampleImage::new("2")).await;
+        let run = refused_beside_a_good_one(&lab, image, StageSettings { route, ..lab.settings() }).await;
+        assert_eq!(run.failure().code, code, "{:?}", run.failure());
+    }
     lab.close().await;
 }
