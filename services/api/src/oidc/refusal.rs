@@ -132,6 +132,7 @@ refusals! {
     SubjectTooLong "subject_too_long" "the ID token names you with more than 255 characters"
     IssuedAtMissing "issued_at_missing" "the ID token does not say when it was issued"
     IssuedInFuture "issued_in_future" "the ID token comes from the future: compare the clocks here and at the provider"
+    NotYet "not_yet_good" "the ID token is not good yet: compare the clocks here and at the provider"
     Stale "issued_before_sign_in" "the ID token is older than this sign-in: compare the clocks here and at the provider"
     ExpiryMissing "expiry_missing" "the ID token does not say how long it is good"
     Expired "expired" "the ID token is no longer good: compare the clocks here and at the provider"

@@ -201,6 +201,15 @@ pub(super) fn verify(
             .set_time_fn(move || now - leeway);
     let proven = token.claims(&verifier, &Nonce::new(pending.nonce.clone())).map_err(refusal)?;
     check_issue_time(proven.issue_time(), now, pending.begun, leeway)?;
+    // The crate does not know it. As a number like the other times, which it has read by now.
+    if let Some(good_from) = claims.get("nbf").filter(|claim| !claim.is_null()) {
+        let good_from = good_from.as_f64().ok_or(Refusal::Malformed)?;
+        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^53")]
+        let latest = (now + leeway).timestamp() as f64;
+        if good_from > latest {
+            return Err(Refusal::NotYet);
+        }
+    }
     if let Some(wanted) = proven.access_token_hash() {
         let key = token.signing_key(&verifier).map_err(|_| Refusal::KeyUnusable)?;
         let algorithm = token.signing_alg().map_err(|_| Refusal::AlgorithmRefused)?;

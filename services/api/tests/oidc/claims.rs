@@ -123,6 +123,23 @@ crate::cases! {
         lab.refuses("issued_before_sign_in").await;
     }
 
+    not_good_yet(lab) {
+        let good_from = chrono::Utc::now().timestamp() + 300;
+        set(&lab, "nbf", json!(good_from));
+        lab.refuses("not_yet_good").await;
+    }
+
+    not_good_before_a_wrong_type(lab) {
+        set(&lab, "nbf", json!("now"));
+        lab.refuses("id_token_malformed").await;
+    }
+
+    good_from_a_moment_on(lab) {
+        let good_from = chrono::Utc::now().timestamp() + 30;
+        set(&lab, "nbf", json!(good_from));
+        lab.accepts().await;
+    }
+
     expired(lab) {
         shifted(&lab, "exp", -120);
         lab.refuses("expired").await;

@@ -1,5 +1,7 @@
 //! What cannot work ends in an error that says so, and leaves what served before as it was.
 
+use std::net::SocketAddr;
+
 use domain::{
     Key, Span,
     image::{Image, Source},
@@ -182,15 +184,17 @@ async fn an_image_that_only_the_node_has() {
 
 #[tokio::test]
 async fn a_proxy_among_what_a_cloud_tells_its_machines() {
-    let lab = Lab::new().await;
     let caddy = testkit::UserProxy::caddy().await.expect("Caddy starts");
-    let metadata = "169.254.169.254:80";
+    let metadata = "169.254.169.254";
+    let url = format!("http://{metadata}:80");
+    let port = caddy.address().parse::<SocketAddr>().expect("an address").port();
     for (driver, url, address, code) in [
-        (Driver::Caddy, format!("http://{metadata}"), caddy.address(), "proxy_address_refused"),
-        (Driver::Npm, format!("http://{metadata}"), caddy.address(), "proxy_address_refused"),
+        (Driver::Caddy, url.clone(), caddy.address(), "proxy_address_refused"),
+        (Driver::Npm, url, caddy.address(), "proxy_address_refused"),
         // The admin API is where it should be; what the probe would ask is not.
-        (Driver::Caddy, caddy.url(), metadata.to_owned(), "proxy_unproved"),
+        (Driver::Caddy, caddy.url(), format!("{metadata}:{port}"), "not_confirmed"),
     ] {
+        let lab = Lab::new().await;
         let name = "front".parse().expect("a slug");
         let declared = Settings { driver, mode: Mode::Direct, url: Some(url), address: Some(address), edge: None };
         let context = runtime::clock::context("test");
@@ -199,6 +203,6 @@ async fn a_proxy_among_what_a_cloud_tells_its_machines() {
         let image = lab.image("v2", SampleImage::new("2")).await;
         let run = refused_beside_a_good_one(&lab, image, StageSettings { route, ..lab.settings() }).await;
         assert_eq!(run.failure().code, code, "{:?}", run.failure());
+        lab.close().await;
     }
-    lab.close().await;
 }
