@@ -48,20 +48,18 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long a reader waits for its own write.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-impl Config {
-    fn check(&self) -> Result<()> {
-        let over_tls = self.identity.public_url.as_deref().is_some_and(|url| url.starts_with("https://"));
-        if !self.listen.ip().is_loopback() && !over_tls {
-            bail!(
-                "API_LISTEN: {} is not a loopback address, and passwords would cross the network in clear: let a proxy \
-                 that speaks TLS stand in front and set PUBLIC_URL to its https:// address, or use 127.0.0.1:{} and \
-                 reach it from elsewhere through an SSH tunnel",
-                self.listen,
-                self.listen.port()
-            );
-        }
-        Ok(())
+/// Refuses to have passwords cross the network in clear.
+fn check_exposure(listen: SocketAddr, public_url: Option<&str>) -> Result<()> {
+    let over_tls = public_url.is_some_and(|url| url.starts_with("https://"));
+    if !listen.ip().is_loopback() && !over_tls {
+        bail!(
+            "API_LISTEN: {listen} is not a loopback address, and passwords would cross the network in clear: let a \
+             proxy that speaks TLS stand in front and set PUBLIC_URL to its https:// address, or use 127.0.0.1:{} and \
+             reach it from elsewhere through an SSH tunnel",
+            listen.port()
+        );
     }
+    Ok(())
 }
 
 /// What handlers work with.
@@ -100,7 +98,7 @@ impl Api {
 
 /// Serves the API until `shutdown`; then finishes what was begun and ends the streams.
 pub async fn run(config: Config, log: EventLog, pool: PgPool, shutdown: CancellationToken) -> Result<()> {
-    config.check()?;
+    check_exposure(config.listen, config.identity.public_url.as_deref())?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!("API_LISTEN: cannot listen on {}; stop what holds it, or set another address", config.listen)
     })?;
@@ -147,4 +145,28 @@ pub fn openapi() -> &'static str {
 /// in `in_project operator`.
 pub fn permissions() -> BTreeMap<String, String> {
     routes::all().table().into_iter().map(|(operation, access)| (operation, access.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_the_api_listens_only_behind_tls() {
+        for (listen, public_url, good) in [
+            ("127.0.0.1:7070", None, true),
+            ("127.8.8.8:7070", Some("http://localhost:7070"), true),
+            ("[::1]:7070", None, true),
+            ("0.0.0.0:7070", Some("https://sluice.example.com"), true),
+            ("[::]:7070", Some("https://sluice.example.com"), true),
+            ("10.0.0.7:7070", Some("https://sluice.example.com"), true),
+            ("10.0.0.7:7070", Some("http://sluice.example.com"), false),
+            ("0.0.0.0:7070", None, false),
+            ("[::]:7070", None, false),
+            ("[::ffff:10.0.0.7]:7070", None, false),
+        ] {
+            let checked = check_exposure(listen.parse().expect("an address"), public_url);
+            assert_eq!(checked.is_ok(), good, "{listen} {public_url:?}: {checked:?}");
+        }
+    }
 }

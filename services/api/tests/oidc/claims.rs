@@ -124,7 +124,7 @@ crate::cases! {
     }
 
     not_good_yet(lab) {
-        let good_from = chrono::Utc::now().timestamp() + 300;
+        let good_from = runtime::clock::now().timestamp() + 300;
         set(&lab, "nbf", json!(good_from));
         lab.refuses("not_yet_good").await;
     }
@@ -135,7 +135,7 @@ crate::cases! {
     }
 
     good_from_a_moment_on(lab) {
-        let good_from = chrono::Utc::now().timestamp() + 30;
+        let good_from = runtime::clock::now().timestamp() + 30;
         set(&lab, "nbf", json!(good_from));
         lab.accepts().await;
     }

@@ -26,8 +26,7 @@ pub(super) async fn password(prompt: &str) -> Result<String, Failure> {
         }
     };
     if line.is_empty() {
-        return Err(Failure::invalid("the password is empty")
-            .hint("type it when asked, or pipe it in: `sluice registry login ... < file`"));
+        return Err(Failure::invalid("nothing was entered").hint("type it when asked, or pipe it in: `... < file`"));
     }
     Ok(line)
 }
