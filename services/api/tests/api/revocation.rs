@@ -182,8 +182,49 @@ async fn what_is_secret_is_found_nowhere() {
         app.http.get(format!("{}/api/v1/projects?{}={}", app.base, canary(15), "x")),
         app.http.get(format!("{}/api/v1/auth/me", app.base)).header("cookie", format!("sluice={}", canary(16))),
         app.http.get(format!("{}/api/v1/{}", app.base, canary(17))),
+        app.http.get(format!("{}/auth/oidc/callback?code={}&state={}", app.base, canary(18), canary(19))),
+        app.http.get(format!("{}/auth/oidc/start?return_to=/{}", app.base, canary(20))),
+        app.http
+            .get(format!("{}/auth/oidc/callback", app.base))
+            .header("cookie", format!("sluice-oidc={}", canary(21))),
+        app.http.post(format!("{}/hooks/harbor/images", app.base)).bearer_auth(canary(22)).body(canary(23)),
     ] {
         answers.push(Answer::of(request).await.body);
+    }
+    answers.push(public("/auth/code", json!({ "code": canary(24), "token_name": "t" })).await.body);
+    for (declared, settings, place, secret) in [
+        ("/projects/blog", json!({}), "/projects/blog/secrets/db", json!({ "value": canary(25) })),
+        (
+            "/registries/registry.test",
+            json!({ "username": "ci" }),
+            "/registries/registry.test/credentials",
+            json!({ "username": "ci", "password": canary(26) }),
+        ),
+        (
+            "/hooks/images",
+            json!({ "source": "distribution", "registry": "registry.test" }),
+            "/hooks/images/secret",
+            json!({ "secret": canary(27) }),
+        ),
+        (
+            "/proxies/front",
+            json!({ "driver": "npm", "mode": "direct", "url": "http://10.0.0.7:81", "address": "10.0.0.7:80" }),
+            "/proxies/front/credentials",
+            json!({ "username": "me@example.com", "password": canary(28) }),
+        ),
+        (
+            "/auth/provider",
+            json!({ "issuer": "https://id.example.com", "client_id": "sluice" }),
+            "/auth/provider/secret",
+            json!({ "secret": canary(29) }),
+        ),
+    ] {
+        app.put(declared, settings).await.accepted();
+        let (field, value) = secret.as_object().and_then(|secret| secret.iter().next_back()).expect("a field");
+        answers.push(app.put(place, json!({ field: [value] })).await.problem(422, "invalid"));
+        let kept = app.put(place, secret).await;
+        kept.accepted();
+        answers.push(kept.body);
     }
     let last = app.put("/projects/shop", json!({})).await.accepted();
     app.get(&format!("/projects?at_least={last}")).await.ok();
